@@ -1,0 +1,74 @@
+# Every target sets up what it needs in $(VENV), once per change of pyproject.toml. Needs Python 3.11+ and make only;
+# uses uv when there is one.
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+CSV ?=
+ARGS ?=
+export VIRTUAL_ENV :=
+
+# The first interpreter that is new enough; `make test PYTHON=python3.13` picks another.
+PYTHON ?= $(shell for python in python3 python python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+UV := $(shell command -v uv)
+ifdef UV
+NEW_VENV = uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV)
+INSTALL = uv pip install --quiet --python $(PY)
+else
+# pip knows dependency groups since 25.1
+NEW_VENV = "$(PYTHON)" -m venv $(VENV) && $(PY) -m pip install --quiet --upgrade 'pip>=25.1'
+INSTALL = $(PY) -m pip install --quiet
+endif
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test coverage check format docs bench pythons clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: $(VENV)/.demo ## an order application that loses nothing although its worker is killed (CSV=path: your orders)
+	$(PY) -m examples.shop $(if $(CSV),"$(CSV)",)
+
+test: $(VENV)/.dev ## all tests that need no servers (ARGS: for pytest)
+	$(PY) -m pytest $(ARGS)
+
+coverage: $(VENV)/.dev ## the same tests with branch coverage
+	$(PY) -m pytest --cov $(ARGS)
+
+check: $(VENV)/.dev ## ruff, mypy, pyright and the layers
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(PY) -m mypy
+	$(VENV)/bin/pyright --pythonpath $(PY)
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.dev ## let ruff format and mend what it can
+	$(VENV)/bin/ruff check --fix-only
+	$(VENV)/bin/ruff format
+
+docs: $(VENV)/.dev ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+bench: $(VENV)/.dev ## measure, print a table and write JSON (ARGS: for the benchmarks)
+	$(PY) -m benchmarks $(ARGS)
+
+pythons: ## the unit tests under every supported Python
+	scripts/pythons
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) .venvs build dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo 'No Python 3.11 or newer found. Name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	$(NEW_VENV)
+
+$(VENV)/.demo: pyproject.toml | $(PY)
+	$(INSTALL) -e '.[cli]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(PY)
+	$(INSTALL) -e '.[all]' --group dev
+	@touch $(VENV)/.demo $@

@@ -1,0 +1,375 @@
+"""The composition root: the only module that knows all others, and where everything is decided, once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from cqrs.context import Context, transaction_of
+from cqrs.errors import ConfigurationError, Problem
+from cqrs.mediator import Mediator
+from cqrs.messages import Command, Query, Request
+from cqrs.plan import Handler, Injector, Plan, Resolver, check_publication, make_plans
+from cqrs.registry import Binder, HandlerRecord, Kind, Middleware, Publication, Registry, default_registry, source_of
+from cqrs.retry import OnDead, Policies, Retry, policies, policy_for
+from cqrs.scan import scan as scan_packages
+from cqrs.scan import script_name
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+    from cqrs.outbox.relay import Publisher
+    from cqrs.outbox.storage import Database, Storage
+
+Mapper = Callable[[Binder], object]
+Scanned = str | Registry
+HANDLER_NAME_LIMIT = 191
+
+
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """What `bootstrap` was asked for, beyond the handlers."""
+
+    name: str
+    database: Any
+    broker: Any
+    relay: bool
+    listen_url: str | None
+    carrier: str
+    migrate: bool
+    schema: str | None
+    prefix: str
+    ordering: str
+    on_dead: OnDead
+    retry: Policies
+    slots: int
+    lease: float
+    grace: float
+    inbox_retention: float
+    dead_retention: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What decorators and mappers wrote down, narrowed to this application."""
+
+    records: Sequence[HandlerRecord]
+    modules: Sequence[str]
+    registries: Sequence[Registry]
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def publications(self) -> dict[type, Publication]:
+        """Every declared publication that an event of this application may have."""
+        return {event: found for registry in reversed(self.registries) for event, found in registry.publications.items()}
+
+
+def bootstrap(
+    scan: Scanned | Iterable[Scanned] | None = None,
+    *,
+    name: str | None = None,
+    registry: Registry | None = None,
+    container: Any = None,
+    database: str | AsyncEngine | async_sessionmaker[AsyncSession] | None = None,
+    broker: str | Publisher | None = None,
+    middlewares: Sequence[Middleware] = (),
+    commands_mapper: Mapper | None = None,
+    queries_mapper: Mapper | None = None,
+    domain_events_mapper: Mapper | None = None,
+    exclude: Sequence[str] = (),
+    relay: bool = True,
+    listen_url: str | None = None,
+    carrier: Literal["relay", "log"] = "relay",
+    migrate: bool = False,
+    schema: str | None = None,
+    prefix: str = "cqrs_",
+    ordering: Literal["commit", "strict"] = "commit",
+    on_dead: OnDead = "block",
+    retry: Retry | Policies = Retry(),  # noqa: B008 - frozen
+    slots: int = 16,
+    lease: float = 10.0,
+    grace: float = 10.0,
+    inbox_retention: float = 14 * 86400.0,
+    dead_retention: float | None = None,
+) -> Mediator:
+    """Return the application that the decorated handlers make up, ready to be opened with `async with`.
+
+    `scan` names packages whose modules are imported, and registries; the application has the handlers in them, and
+    those of the calling module. Without it, it has all that the registry holds. `container` is a dependency-injector
+    container or a mapping from types to factories. `database` is a URL, an `AsyncEngine` or an `async_sessionmaker`.
+    `broker=None` delivers published events to this application's own handlers.
+
+    Durations are in seconds: `lease` is how long a relay's claim lasts without a sign of life, `grace` how long
+    closing waits for what is in flight, `inbox_retention` how long a redelivery is recognised, `dead_retention` how
+    long dead letters are kept (None: for ever).
+
+    Raises one `ConfigurationError` that lists everything that is wrong with the wiring.
+    """
+    caller = sys._getframe(1).f_globals.get("__name__", "__main__")  # noqa: SLF001 - the module that asks is its answer
+    found = _collect(scan, registry, exclude, caller)
+    binders = (
+        (Kind.COMMAND, commands_mapper),
+        (Kind.QUERY, queries_mapper),
+        (Kind.EVENT, domain_events_mapper),
+    )
+    wishes = _Wishes(
+        name or _default_name(scan, caller),
+        database,
+        broker,
+        relay,
+        listen_url,
+        carrier,
+        migrate,
+        schema,
+        prefix,
+        ordering,
+        on_dead,
+        policies(retry),
+        slots,
+        lease,
+        grace,
+        inbox_retention,
+        dead_retention,
+    )
+    return _compose(wishes, _with_bound(found, binders), container, middlewares)
+
+
+def _compose(wishes: _Wishes, found: _Found, container: Any, middlewares: Sequence[Middleware]) -> Mediator:
+    problems = found.problems
+    resolver = _resolver(container, problems)
+    from_context: dict[type, Callable[[Context], Any]] = {
+        Context: lambda context: context,
+        Mediator: lambda context: context.app,
+    }
+    connected = _database(wishes, problems)
+    if connected is not None:
+        from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - only with a database
+
+        from_context[AsyncSession] = lambda context: transaction_of(context).session
+    publications = found.publications
+    plans = make_plans(found.records, publications, Injector(from_context, resolver), problems, script_name())
+    _check(wishes, found, plans, problems)
+    if problems:
+        raise ConfigurationError(sorted(problems, key=str))
+    resources = [resolver] if hasattr(resolver, "__aenter__") else []
+    app = Mediator(
+        wishes.name,
+        plans,
+        [registry.publications for registry in found.registries],
+        middlewares=middlewares,
+        resources=resources,
+    )
+    if connected is not None:
+        app.storage = _storage(app, wishes, connected)
+    return app
+
+
+# What the application has
+
+
+def _collect(
+    scan: Scanned | Iterable[Scanned] | None, registry: Registry | None, exclude: Sequence[str], caller: str
+) -> _Found:
+    base = registry or default_registry
+    wanted = [scan] if isinstance(scan, str | Registry) else list(scan or ())
+    paths = [path for path in wanted if isinstance(path, str)]
+    extra = [found for found in wanted if isinstance(found, Registry)]
+    problems: list[Problem] = []
+    modules = scan_packages(paths, problems, exclude)
+    records = list(base.handlers)
+    if paths:
+        reached = {*modules, caller}
+        records = [record for record in records if record.module in reached]
+        if not problems and not any(record.module in modules for record in records):
+            looked = ", ".join(modules) or "no module at all"
+            cure = "Decorate handlers with @cqrs.command_handler, query_handler or event_handler in one of its modules."
+            problems.append(Problem(f"Scanning {', '.join(map(repr, paths))} found no handler; imported: {looked}", cure))
+    for further in extra:
+        records.extend(further.handlers)
+    return _Found(records, modules, [base, *extra, default_registry], problems)
+
+
+def _with_bound(found: _Found, mappers: Iterable[tuple[Kind, Mapper | None]]) -> _Found:
+    bound = Registry()
+    for kind, mapper in mappers:
+        if mapper is not None:
+            mapper(Binder(kind, bound))
+    targets = {record.target for record in bound.handlers}
+    kept = [record for record in found.records if record.target not in targets]
+    return _Found([*kept, *bound.handlers], found.modules, found.registries, found.problems)
+
+
+def _default_name(scan: Scanned | Iterable[Scanned] | None, caller: str) -> str:
+    wanted = [scan] if isinstance(scan, str | Registry) else list(scan or ())
+    first = next((path for path in wanted if isinstance(path, str)), None)
+    module = first or (script_name() if caller == "__main__" else caller)
+    return module.partition(".")[0]
+
+
+def _resolver(container: Any, problems: list[Problem]) -> Resolver:
+    if container is None or isinstance(container, Mapping):
+        from cqrs.integrations.mapping import MappingResolver  # noqa: PLC0415 - one of two
+
+        return MappingResolver(container or {}, problems)
+    from cqrs.integrations.dependency_injector import ContainerResolver  # noqa: PLC0415 - 0.4 s with FastAPI installed
+
+    return ContainerResolver(container)
+
+
+# What is wrong with it
+
+
+def _check(wishes: _Wishes, found: _Found, plans: Mapping[type, Plan], problems: list[Problem]) -> None:
+    own = _own_publications(found, plans)
+    for publication in own:
+        check_publication(publication, problems)
+        _check_destination(publication, plans, wishes, problems)
+    _check_names(own, problems)
+    _check_unhandled(found, plans, problems)
+    for plan in plans.values():
+        for handler in plan.handlers:
+            _check_background(handler, plan, wishes, problems)
+
+
+def _own_publications(found: _Found, plans: Mapping[type, Plan]) -> list[Publication]:
+    own: dict[type, Publication] = {}
+    for event, publication in found.publications.items():
+        if event in plans or event.__module__ in found.modules:
+            own[event] = publication
+    return list(own.values())
+
+
+def _check_destination(
+    publication: Publication, plans: Mapping[type, Plan], wishes: _Wishes, problems: list[Problem]
+) -> None:
+    what, where = f"{publication.event.__qualname__} is published to '{publication.topic}'", source_of(publication.event)
+    if wishes.database is None:
+        cure = 'Give bootstrap one: database="sqlite+aiosqlite:///app.db".'
+        problems.append(Problem(f"{what}, but there is no database to save it in", cure, where))
+    if wishes.broker is None and publication.event not in plans:
+        cure = "Give bootstrap a broker, or decorate a handler of it."
+        problems.append(Problem(f"{what}, but there is neither a broker nor a handler of it", cure, where))
+
+
+def _check_names(own: Sequence[Publication], problems: list[Problem]) -> None:
+    named: dict[str, Publication] = {}
+    for publication in own:
+        other = named.setdefault(publication.name, publication)
+        if other is not publication:
+            places = " and ".join(f"{p.event.__module__}.{p.event.__qualname__}" for p in (other, publication))
+            cure = "Give one of them a name of its own: @cqrs.integration_event(name=...)."
+            what = f"Two published events are named '{publication.name}': {places}"
+            problems.append(Problem(what, cure, source_of(publication.event)))
+
+
+def _check_unhandled(found: _Found, plans: Mapping[type, Plan], problems: list[Problem]) -> None:
+    bases = {Request, Command, Query}
+    for name in found.modules:
+        own = [
+            kind
+            for kind in vars(sys.modules[name]).values()
+            if isinstance(kind, type) and issubclass(kind, Request) and kind.__module__ == name and kind not in bases
+        ]
+        for message in own:
+            if message not in plans and not message.__subclasses__():
+                cure = "Decorate a handler of it in a scanned module, or move the message out of what is scanned."
+                problems.append(Problem(f"{name}.{message.__qualname__} has no handler", cure, source_of(message)))
+
+
+def _check_background(handler: Handler, plan: Plan, wishes: _Wishes, problems: list[Problem]) -> None:
+    background = handler.durable or plan.publication is not None
+    if handler.durable and wishes.database is None:
+        cure = 'Give bootstrap one: database="sqlite+aiosqlite:///app.db".'
+        problems.append(Problem(f"{handler.name} is durable, but there is no database to save for it", cure, handler.where))
+    if background and len(handler.name) > HANDLER_NAME_LIMIT:
+        what = f"The handler name '{handler.name}' has {len(handler.name)} characters, at most {HANDLER_NAME_LIMIT} fit"
+        problems.append(Problem(what, "Give it a shorter one with name=...", handler.where))
+
+
+# What it stands on
+
+
+def _database(wishes: _Wishes, problems: list[Problem]) -> Database | None:
+    if wishes.database is None:
+        if wishes.broker is not None:
+            what, cure = "There is a broker, but no database to save events in", "Give bootstrap a database."
+            problems.append(Problem(what, cure))
+        return None
+    if isinstance(wishes.broker, str):
+        what = f"The broker '{wishes.broker.partition(':')[0]}:' is not part of this version"
+        problems.append(Problem(what, "Pass an object with open, close and publish (cqrs.Publisher), or None."))
+    if wishes.carrier != "relay" or wishes.listen_url is not None:
+        what = "carrier='log' and listen_url= need PostgreSQL, which is not part of this version"
+        problems.append(Problem(what, "Leave them out."))
+    from cqrs.outbox.database import connect  # noqa: PLC0415 - SQLAlchemy loads only with a database
+
+    return connect(wishes.database, problems, prefix=wishes.prefix, schema=wishes.schema, migrate=wishes.migrate)
+
+
+def _storage(app: Mediator, wishes: _Wishes, database: Database) -> Storage:
+    from cqrs.brokers.local import Local  # noqa: PLC0415 - loads with the database
+    from cqrs.codec import BROKER  # noqa: PLC0415
+    from cqrs.outbox.relay import Pace  # noqa: PLC0415
+    from cqrs.outbox.storage import Keeping, Storage  # noqa: PLC0415
+    from cqrs.outbox.store import Store  # noqa: PLC0415
+
+    publisher = cast("Publisher | None", wishes.broker)
+    store = Store(
+        database.writers, database.readers, prefix=database.prefix, schema=database.schema, slots=wishes.slots
+    )
+    deliveries = _deliveries(app.plans, publishes=publisher is not None)
+    handlers = {name: handler for (name, _), (handler, _) in deliveries.items()}
+    local = Local(app, deliveries, taken=store.taken, stopping=lambda: storage.relay.stopping)
+    publishers: dict[str, Publisher] = dict.fromkeys(handlers, local)
+    if publisher is not None:
+        publishers[BROKER] = publisher
+    storage = Storage(
+        wishes.name,
+        database,
+        store,
+        publishers=publishers,
+        handlers=list(handlers),
+        end=_ending(handlers, wishes),
+        skipping=[name for name, handler in handlers.items() if (handler.on_dead or wishes.on_dead) == "skip"],
+        publishes=publisher is not None,
+        relays=wishes.relay,
+        pace=Pace(lease=wishes.lease, grace=wishes.grace),
+        keeping=Keeping(inbox=wishes.inbox_retention, dead=wishes.dead_retention),
+    )
+    return storage
+
+
+def _deliveries(plans: Mapping[type, Plan], *, publishes: bool) -> dict[tuple[str, str], tuple[Handler, Plan]]:
+    """Return the handlers that rows may wait for, by their name and the event's."""
+    return {
+        (handler.name, plan.name): (handler, plan)
+        for plan in plans.values()
+        if plan.kind is Kind.EVENT
+        for handler in plan.handlers
+        if handler.durable or (plan.publishable and not publishes)
+    }
+
+
+def _ending(
+    handlers: Mapping[str, Handler], wishes: _Wishes
+) -> Callable[[str, BaseException, int], tuple[float | None, bool]]:
+    def end(destination: str, error: BaseException, failures: int) -> tuple[float | None, bool]:
+        handler = handlers.get(destination)
+        own = handler.retry if handler is not None and handler.retry is not None else {}
+        on_dead = (handler.on_dead if handler is not None else None) or wishes.on_dead
+        return policy_for(error, own, wishes.retry).wait(failures), on_dead == "block"
+
+    return end
+
+
+class _Callable(ModuleType):
+    """This module, callable: `cqrs.bootstrap(...)` and `cqrs.bootstrap.bootstrap(...)` are the same."""
+
+    __call__ = staticmethod(bootstrap)
+
+
+sys.modules[__name__].__class__ = _Callable
+__all__ = ["bootstrap"]

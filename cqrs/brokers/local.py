@@ -1,0 +1,99 @@
+"""Local delivery: the publisher of rows whose destination is a handler of this application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cqrs.codec import Envelope
+from cqrs.context import Trace
+from cqrs.errors import DecodingError
+from cqrs.outbox.relay import Failed, Fate, Outcome
+
+if TYPE_CHECKING:
+    from cqrs.mediator import Mediator
+    from cqrs.plan import Handler, Plan
+
+TIMEOUT = 60.0
+"""Seconds that a handler without a `timeout` of its own may take."""
+
+Taken = Callable[[Sequence[Envelope]], Awaitable[set[tuple[str, str]]]]
+
+
+class Local:
+    """Calls handlers: lanes side by side, in order within a lane, each handler in a transaction with its inbox row."""
+
+    def __init__(
+        self,
+        app: Mediator,
+        deliveries: Mapping[tuple[str, str], tuple[Handler, Plan]],
+        *,
+        taken: Taken,
+        stopping: Callable[[], bool],
+        lanes: int = 16,
+    ) -> None:
+        self._app = app
+        self._deliveries = deliveries
+        self._taken = taken
+        self._stopping = stopping
+        self._lanes = lanes
+
+    async def open(self) -> None:
+        """Need nothing: handlers are in this process."""
+
+    async def close(self) -> None:
+        """Hold nothing."""
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
+        """Deliver to handlers; what the inbox holds already counts as delivered."""
+        taken = await self._taken(envelopes)
+        outcomes: list[Outcome] = [Fate.NOT_SENT] * len(envelopes)
+        lanes: dict[tuple[str, str, str], list[int]] = {}
+        for index, envelope in enumerate(envelopes):
+            if (envelope.destination, envelope.message_id) in taken:
+                outcomes[index] = Fate.DELIVERED
+            else:
+                lanes.setdefault(envelope.lane, []).append(index)
+        waiting = deque(lanes.values())
+
+        async def work() -> None:
+            while waiting and not self._stopping():
+                for index in waiting.popleft():
+                    outcomes[index] = await self._deliver(envelopes[index])
+                    if isinstance(outcomes[index], Failed) or self._stopping():
+                        break
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(min(self._lanes, len(waiting))):
+                tasks.create_task(work())
+        return outcomes
+
+    async def _deliver(self, envelope: Envelope) -> Outcome:
+        try:
+            handler, plan, message = self._read(envelope)
+        except DecodingError as error:
+            return Failed(error, final=True)
+        try:
+            async with asyncio.timeout(handler.timeout or TIMEOUT):
+                await self._app.deliver(handler, plan, message, _trace(envelope))
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is the outcome
+            return Failed(error)
+        return Fate.DELIVERED
+
+    def _read(self, envelope: Envelope) -> tuple[Handler, Plan, object]:
+        found = self._deliveries.get((envelope.destination, envelope.type))
+        if found is None:
+            raise DecodingError(f"{envelope.destination} does not handle events named '{envelope.type}'.")
+        handler, plan = found
+        assert plan.codec is not None  # noqa: S101 - every event that can be saved has one
+        return handler, plan, plan.codec.decode(envelope.payload)
+
+
+def _trace(envelope: Envelope) -> Trace:
+    headers = envelope.wire_headers
+    correlation = headers.get("correlation_id", envelope.message_id)
+    return Trace(envelope.message_id, correlation, headers.get("causation_id"), headers, envelope.attempt)
+
+

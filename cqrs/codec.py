@@ -1,0 +1,146 @@
+"""Events to bytes and back, and the envelope that carries them; the only module that knows the wire's names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pydantic
+from pydantic_core import PydanticSerializationError
+
+from cqrs.errors import DecodingError, EncodingError
+
+if TYPE_CHECKING:
+    from cqrs.context import Trace
+
+KEY_LIMIT = 255
+BROKER = "broker"
+"""The destination of rows that go to the message broker; every other destination is a handler's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """An encoded event on its way to one destination.
+
+    `headers` are those that are saved with it; `wire_headers` adds the CloudEvents attributes that have columns of
+    their own. `payload` is the event's JSON and passes through relay and broker untouched.
+    """
+
+    message_id: str
+    destination: str
+    topic: str
+    key: str | None
+    type: str
+    headers: Mapping[str, str]
+    payload: bytes
+    attempt: int = 1
+
+    @property
+    def lane(self) -> tuple[str, str, str]:
+        """Return what order is kept within: destination, topic and key; an event without a key stands alone."""
+        return self.destination, self.topic, self.key if self.key is not None else self.message_id
+
+    @property
+    def wire_headers(self) -> dict[str, str]:
+        """Return all headers as brokers carry them: CloudEvents 1.0 in binary mode beside our own."""
+        return {"ce_id": self.message_id, "ce_type": self.type, **self.headers}
+
+
+def saved_headers(trace: Trace, source: str) -> dict[str, str]:
+    """Return the headers that are saved with an event of this trace, emitted by the application `source`."""
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_source": source,
+        "ce_time": datetime.now(UTC).isoformat(),
+        "content-type": "application/json",
+        "correlation_id": trace.correlation_id,
+        **trace.headers,
+    }
+    if trace.causation_id is not None:
+        headers["causation_id"] = trace.causation_id
+    return headers
+
+
+def key_text(value: object, event: str) -> str | None:
+    """Render a key as the wire has it; `event` names it in the error.
+
+    Raises `EncodingError` for what is no str, UUID or int, is longer than 255 characters or holds a NUL.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str | UUID | int) or isinstance(value, bool):
+        raise EncodingError(f"The key of {event} is a {type(value).__name__}. A key is a str, a UUID or an int.")
+    text = str(value)
+    if "\0" in text:
+        raise EncodingError(f"The key of {event} holds a NUL character, which databases refuse. Remove it.")
+    if len(text) > KEY_LIMIT:
+        raise EncodingError(
+            f"The key of {event} has {len(text)} characters. A key has at most {KEY_LIMIT}: "
+            "use the id of what must stay in order."
+        )
+    return text
+
+
+class Codec:
+    """One event type's way to JSON and back. Round trips are exact for what pydantic can serialise."""
+
+    def __init__(self, event: type) -> None:
+        self.event = event
+
+    @cached_property
+    def _adapter(self) -> pydantic.TypeAdapter[Any]:
+        # An unbound TypeVar in a bare generic (NotificationEvent without its payload) reads back as plain JSON.
+        return pydantic.TypeAdapter(self.event)
+
+    def check(self) -> None:
+        """Raise `EncodingError` when the type's schema says that it cannot be written as JSON and read back."""
+        try:
+            for mode in ("serialization", "validation"):
+                self._adapter.json_schema(mode=mode)  # type: ignore[arg-type]  # a loop's str, not a literal
+        except pydantic.PydanticUserError as error:
+            raise EncodingError(str(error.message).splitlines()[0]) from None
+
+    def encode(self, event: Any) -> bytes:
+        """Return the event's JSON. Raises `EncodingError` naming the field that cannot be written."""
+        try:
+            return self._adapter.dump_json(event, by_alias=True, round_trip=True)
+        except (PydanticSerializationError, UnicodeEncodeError) as error:
+            name = self.event.__qualname__
+            field = self._culprit(event)
+            place = f"field '{field}' of {name}" if field else name
+            raise EncodingError(f"{place} cannot be written as JSON: {error}. Give it a type that pydantic serialises.") from error
+
+    def decode(self, payload: bytes) -> Any:
+        """Return the event of a JSON body. Raises `DecodingError` with the reason."""
+        try:
+            return self._adapter.validate_json(payload)
+        except ValueError as error:
+            raise DecodingError(f"The body cannot be read back as {self.event.__qualname__}: {error}") from None
+
+    def _culprit(self, event: Any) -> str | None:
+        fields = getattr(self.event, "model_fields", None) or getattr(self.event, "__dataclass_fields__", {})
+        for field in fields:
+            try:
+                self._adapter.dump_json(event, include={field})
+            except (PydanticSerializationError, UnicodeEncodeError):
+                return str(field)
+        return None
+
+
+def headers_text(headers: Mapping[str, str]) -> str:
+    """Return headers as the outbox saves them."""
+    return json.dumps(headers, separators=(",", ":"), ensure_ascii=False)
+
+
+def headers_of(text: str) -> dict[str, str]:
+    """Read saved headers. Raises `DecodingError` when somebody edited them into nonsense."""
+    try:
+        headers = json.loads(text)
+        return {str(name): str(value) for name, value in headers.items()}
+    except (ValueError, AttributeError) as error:
+        raise DecodingError(f"The saved headers are not a JSON object of text: {error}") from None

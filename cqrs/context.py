@@ -1,0 +1,260 @@
+"""What is known while a message is handled, and who may use its transaction.
+
+Every `send` and every delivery opens one `Context`; the one at the root owns the transaction, those of nested sends
+and of local events join it. The running context is found through a context variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, overload
+
+from uuid_utils.compat import uuid7
+
+from cqrs.errors import EventCycle, ForeignTask, OutsideHandler, QueryViolation
+from cqrs.messages import Command, Query, Reply
+from cqrs.registry import Kind
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from cqrs.plan import Plan
+
+Call = Callable[[Any, "Context"], Awaitable[Any]]
+"""A message and its context in, the reply out: handlers with all they need, and what middlewares go on with."""
+
+TRACED = ("traceparent", "tracestate", "baggage")
+CHAIN_LIMIT = 100
+
+
+class Unit(Protocol):
+    """The unit of work of a root context: what it saves takes effect with `commit`, or not at all."""
+
+    @property
+    def session(self) -> AsyncSession:
+        """The session of the transaction, connected at its first use."""
+
+    def save(self, plan: Plan, event: Any, context: Context) -> None:
+        """Encode a published or durable event; its rows are inserted right before COMMIT."""
+
+    async def commit(self) -> None:
+        """Insert what was saved and commit. A query's unit is rolled back instead."""
+
+    async def rollback(self) -> None:
+        """Undo everything and close the session."""
+
+    def doom(self, message: Any) -> None:
+        """Refuse the commit: a nested command failed after it may have changed something here."""
+
+
+class Application(Protocol):
+    """What a context asks of its application."""
+
+    def plan_of(self, message: type) -> Plan:
+        """Return the plan of a message type; for an event that nobody handles an empty one."""
+
+    def begin(self, context: Context) -> Unit:
+        """Open the unit of work of a root context."""
+
+    def send(self, message: Any) -> Awaitable[Any]:
+        """Send a message; inside a handler it joins the running transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A message's identity and its place in the story: ids as text, and the W3C trace headers that travel on."""
+
+    message_id: str
+    correlation_id: str
+    causation_id: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    attempt: int = 1
+
+    def caused(self) -> Trace:
+        """Return the trace of a new message that this one causes."""
+        headers = {name: self.headers[name] for name in TRACED if name in self.headers}
+        return Trace(str(uuid7()), self.correlation_id, self.message_id, headers)
+
+
+def new_trace() -> Trace:
+    """Return the trace of a message that nothing here caused; it begins a correlation of its own."""
+    message_id = str(uuid7())
+    return Trace(message_id, message_id)
+
+
+class Context:
+    """The message that is being handled: its identity, and the way to emit events and to send further messages.
+
+    A handler asks for it by annotation. It ends with its handler: emitting afterwards raises.
+    """
+
+    # Made for every send, without __init__: a Python call more would cost a fifth of the whole send.
+    __slots__ = ("app", "message", "open", "parent", "plan", "queue", "token", "trace", "unit")
+
+    app: Application
+    plan: Plan
+    message: Any
+    parent: Context | None
+    token: Token[Context | None]
+    queue: list[tuple[Any, Context]] | None
+    """Local events that wait to be handled, each with the context that emitted it."""
+    unit: Unit | None
+    trace: Trace | None
+    open: bool
+
+    def __repr__(self) -> str:
+        """Show the message's type and its identity."""
+        return f"<Context {type(self.message).__qualname__} {self.message_id}>"
+
+    @property
+    def message_id(self) -> str:
+        """The id of the message: a UUIDv7, or what it was delivered with."""
+        return self._traced().message_id
+
+    @property
+    def correlation_id(self) -> str:
+        """The id of the message that began the story; equal in everything that it caused."""
+        return self._traced().correlation_id
+
+    @property
+    def causation_id(self) -> str | None:
+        """The id of the message whose handler sent or emitted this one; None at the beginning."""
+        return self._traced().causation_id
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers that the message came with; empty for one that was sent in this process."""
+        return self._traced().headers
+
+    @property
+    def attempt(self) -> int:
+        """Which try this delivery is, from 1."""
+        return self._traced().attempt
+
+    def emit(self, event: Any) -> None:
+        """Tell that something has happened.
+
+        A local event's handlers run after this handler, in its transaction. A published event, and one with durable
+        handlers, is encoded now and saved with the transaction. Raises `EncodingError` when it cannot be encoded or
+        its key cannot be used, and `QueryViolation` in a query; nothing is saved then.
+        """
+        if not self.open:
+            raise OutsideHandler(
+                f"{type(event).__qualname__} was emitted after the handling of {type(self.message).__qualname__} had "
+                "ended. Emit before the handler returns, or use `await app.emit(event)`."
+            )
+        if self.root.plan.kind is Kind.QUERY:
+            raise QueryViolation(
+                f"{type(event).__qualname__} was emitted while the query {type(self.root.message).__qualname__} was "
+                "handled. Queries change nothing: make it a command."
+            )
+        plan = self.app.plan_of(type(event))
+        if plan.is_saved(event):
+            transaction_of(self).save(plan, event, self)
+        if plan.is_local(event):
+            if self.queue is None:
+                self.queue = []
+            self.queue.append((event, self))
+
+    @overload
+    def send(self, message: Command[Reply] | Query[Reply]) -> Awaitable[Reply]: ...
+    @overload
+    def send(self, message: object) -> Awaitable[Any]: ...
+    def send(self, message: Any) -> Awaitable[Any]:
+        """Send a command, query or event that joins the running transaction; returns its reply."""
+        return self.app.send(message)
+
+    @property
+    def root(self) -> Context:
+        """The context that owns the transaction which this one joined."""
+        context = self
+        while context.parent is not None and context.parent.app is self.app:
+            context = context.parent
+        return context
+
+    def _traced(self) -> Trace:
+        if self.trace is None:
+            self.trace = self.parent._traced().caused() if self.parent is not None else new_trace()  # noqa: SLF001 - its own kind
+        return self.trace
+
+
+current: ContextVar[Context | None] = ContextVar("cqrs_context", default=None)
+
+
+def open_context(app: Application, plan: Plan, message: Any, parent: Context | None, trace: Trace | None) -> Context:
+    """Return a context of a nested send, a local event or a delivery, and make it the running one.
+
+    `close_context` must follow. The mediator opens the context of a plain `send` by itself, for speed.
+    """
+    context = Context()
+    context.app, context.plan, context.message, context.parent = app, plan, message, parent
+    context.queue, context.unit, context.trace, context.open = None, None, trace, True
+    if parent is not None:
+        _refuse_endless_chain(context)
+    context.token = current.set(context)
+    return context
+
+
+def close_context(context: Context) -> None:
+    """End a context: what still holds it can no longer emit, and the one before it runs again."""
+    context.open = False
+    current.reset(context.token)
+
+
+def running(app: Application | None = None) -> Context | None:
+    """Return the innermost context of the application (of any, without one) that has not ended.
+
+    Raises `ForeignTask` when it belongs to another task, from which this one inherited it.
+    """
+    context = current.get()
+    while context is not None and not (context.open and (app is None or context.app is app)):
+        context = context.parent
+    if context is not None:
+        _refuse_foreign_task(context)
+    return context
+
+
+def current_session() -> AsyncSession:
+    """Return the session of the running handler's transaction, for repositories that a container builds.
+
+    Raises `OutsideHandler` where no handler runs and `ForeignTask` in a task that the handler started.
+    """
+    context = running()
+    if context is None:
+        raise OutsideHandler(
+            "cqrs.current_session() was called where no handler runs. Call it inside a handler, "
+            "as `session = providers.Callable(cqrs.current_session)` in a container does."
+        )
+    return transaction_of(context).session
+
+
+def transaction_of(context: Context) -> Unit:
+    """Return the unit of work that the context belongs to, opened on first use."""
+    while context.unit is None and context.parent is not None and context.parent.app is context.app:
+        context = context.parent
+    if context.unit is None:
+        context.unit = context.app.begin(context)
+    return context.unit
+
+
+def _refuse_foreign_task(context: Context) -> None:
+    # A task runs in a copy of its parent's contextvars.Context, and a token can be reset only where it was made: that
+    # tells a foreign task without asking, at every send, which task is running.
+    here = current.get()
+    try:
+        current.reset(context.token)
+    except ValueError:
+        raise ForeignTask(context.message) from None
+    context.token = current.set(here)
+
+
+def _refuse_endless_chain(context: Context) -> None:
+    chain: list[type] = []
+    link: Context | None = context
+    while link is not None:
+        chain.append(type(link.message))
+        link = link.parent
+    if len(chain) > CHAIN_LIMIT:
+        raise EventCycle(reversed(chain))

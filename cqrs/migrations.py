@@ -1,0 +1,104 @@
+"""The doors to the schema: Alembic's own environment, a revision of the user's, and a call.
+
+Imported in a user's Alembic project, so it needs nothing of an application. The revisions are in `migrations/`, which
+ships inside the package and stands beside it in a checkout.
+"""
+
+from __future__ import annotations
+
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+
+from cqrs.outbox.schema import VERSION, metadata
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from sqlalchemy.engine import Connection
+
+__all__ = ["VERSION", "VERSION_TABLE", "downgrade", "include_object", "metadata", "migrate", "scripts", "upgrade"]
+
+VERSION_TABLE = "cqrs_alembic_version"
+
+
+def upgrade(op: Any, *, to: int = VERSION, since: int | None = None, prefix: str = "cqrs_", schema: str | None = None) -> None:
+    """Bring the tables from the number `since` (by default the one before `to`) to `to`, with Alembic's operations.
+
+    For a revision of the user's own: `cqrs.migrations.upgrade(op, to=1)`. It also writes the number into
+    `cqrs_settings`, which the check at start reads; works with `--sql`. Raises `ValueError` for a number that this
+    version does not have.
+    """
+    for number in range((to - 1 if since is None else since) + 1, to + 1):
+        _revision(number).upgrade(op, prefix, schema)
+
+
+def downgrade(op: Any, *, to: int = 0, since: int | None = None, prefix: str = "cqrs_", schema: str | None = None) -> None:
+    """Undo `upgrade` from the number `since` (by default the one after `to`) down to `to`; data of dropped tables is lost."""
+    for number in range(to + 1 if since is None else since, to, -1):
+        _revision(number).downgrade(op, prefix, schema)
+
+
+def include_object(_object: Any, name: str | None, kind: str, _reflected: bool, _compare_to: Any) -> bool:  # noqa: FBT001 - Alembic's hook
+    """Leave the toolkit's own version table out of a user's autogenerate: `context.configure(include_object=...)`."""
+    return not (kind == "table" and name == VERSION_TABLE)
+
+
+def scripts() -> Path:
+    """Return the folder of the Alembic environment: inside the installed package, or beside it in a checkout."""
+    shipped = Path(__file__).with_suffix("")
+    return shipped if shipped.is_dir() else Path(__file__).parent.parent / "migrations"
+
+
+def migrate(connection: Connection, *, prefix: str = "cqrs_", schema: str | None = None) -> None:
+    """Create or upgrade the tables within the connection's transaction, as `alembic upgrade head` does.
+
+    Under another prefix or schema than the default no Alembic version table is kept: the number in the settings is it.
+    """
+    if prefix == "cqrs_" and schema is None:
+        config = Config()
+        config.set_main_option("script_location", str(scripts()))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        return
+    since = recorded_number(connection, prefix, schema)
+    if since < VERSION:
+        operations = Operations(MigrationContext.configure(connection))
+        upgrade(operations, to=VERSION, since=since, prefix=prefix, schema=schema)
+
+
+def write_number(op: Any, number: int, prefix: str, schema: str | None) -> None:
+    """Record the schema's number; every revision ends with it."""
+    settings = _settings(prefix, schema)
+    op.execute(settings.delete().where(settings.c.name == op.inline_literal("schema")))
+    op.execute(settings.insert().values(name=op.inline_literal("schema"), value=op.inline_literal(str(number))))
+
+
+def recorded_number(connection: Connection, prefix: str = "cqrs_", schema: str | None = None) -> int:
+    """Return the number that the database's settings record; 0 where there are no tables."""
+    if not sa.inspect(connection).has_table(f"{prefix}settings", schema=schema):
+        return 0
+    settings = _settings(prefix, schema)
+    value = connection.execute(sa.select(settings.c.value).where(settings.c.name == "schema")).scalar()
+    return int(value or 0)
+
+
+def _settings(prefix: str, schema: str | None) -> sa.TableClause:
+    return sa.table(f"{prefix}settings", sa.column("name", sa.String), sa.column("value", sa.String), schema=schema)
+
+
+def _revision(number: int) -> ModuleType:
+    found = sorted((scripts() / "versions").glob(f"cqrs_{number:04d}_*.py"))
+    if not found:
+        raise ValueError(f"There is no schema number {number}; this version of cqrs-toolkit has 1 to {VERSION}.")
+    spec = spec_from_file_location(found[0].stem, found[0])
+    assert spec is not None and spec.loader is not None  # noqa: PT018, S101 - a .py file always has both
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,9 @@
+"""The outbox and the inbox: what is saved with a command, and how it is delivered once in effect."""
+
+from __future__ import annotations
+
+from cqrs.outbox.desk import DeadLetter, Outbox
+from cqrs.outbox.relay import Failed, Fate, Outcome, Publisher
+from cqrs.outbox.store import Counts
+
+__all__ = ["Counts", "DeadLetter", "Failed", "Fate", "Outbox", "Outcome", "Publisher"]

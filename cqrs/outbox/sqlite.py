@@ -1,0 +1,85 @@
+"""What SQLite does in its own way: one writer at a time, transactions opened by hand, time as text."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnElement, event, func, literal
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.util import await_only
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BUSY_TIMEOUT = 10.0
+TIME = "%Y-%m-%d %H:%M:%f"
+
+
+def is_in_memory(url: URL) -> bool:
+    """Whether the database would live in one connection's memory, shared by all sessions."""
+    name = url.database or ""
+    return name in ("", ":memory:") or name.startswith("file::memory:") or url.query.get("mode") == "memory"
+
+
+def connect(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
+    """Return an engine for writers and one for readers of a database file.
+
+    Writers wait in line for the one connection of their pool, where SQLite would let them poll for the lock and starve.
+    """
+    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT}}
+    writers = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=60.0, **options)
+    readers = create_async_engine(url, pool_size=4, max_overflow=12, **options)
+    for engine in (writers, readers):
+        event.listen(engine.sync_engine, "connect", _set_pragmas)
+    return writers, readers
+
+
+def writing(engine: AsyncEngine) -> AsyncEngine:
+    """Return the engine with transactions that hold the write lock from their beginning.
+
+    A deferred transaction that reads before it writes fails at once when another has written since, whatever the busy
+    timeout. Other users of the engine are left alone: this is a copy over the same pool.
+    """
+    return _beginning_with(engine, "BEGIN IMMEDIATE")
+
+
+def reading(engine: AsyncEngine) -> AsyncEngine:
+    """Return the engine with transactions that see one snapshot and take no lock."""
+    return _beginning_with(engine, "BEGIN DEFERRED")
+
+
+def later(seconds: float) -> ColumnElement[Any]:
+    """Return the database's time so many seconds from now, as it is stored."""
+    return func.strftime(literal(TIME), literal("now"), literal(f"{seconds:+.3f} seconds"))
+
+
+def seconds_until(moment: ColumnElement[Any]) -> ColumnElement[float]:
+    """Return the seconds from the database's time to a stored moment."""
+    return (func.julianday(moment) - func.julianday("now")) * 86400.0
+
+
+def _beginning_with(engine: AsyncEngine, statement: str) -> AsyncEngine:
+    own = engine.execution_options()
+    event.listen(own.sync_engine, "begin", _begin(own.sync_engine, statement))
+    return own
+
+
+def _begin(engine: Engine, statement: str) -> Callable[[Connection], None]:
+    def begin(connection: Connection) -> None:
+        # The driver's own call: one trip to its thread, where a SQLAlchemy cursor makes four.
+        driver: Any = connection.connection.driver_connection
+        try:
+            await_only(driver.execute(statement))
+        except sqlite3.Error as error:
+            raise OperationalError(statement, None, error) from error
+
+    return begin
+
+
+def _set_pragmas(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.close()

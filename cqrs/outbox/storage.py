@@ -1,0 +1,243 @@
+"""A mediator's storage: opens the database, checks its schema, begins transactions, and runs the relay."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from cqrs import migrations
+from cqrs.context import Context
+from cqrs.errors import DrainTimeout, NotOpen, SchemaError
+from cqrs.outbox.database import Database
+from cqrs.outbox.desk import Outbox
+from cqrs.outbox.relay import Pace, Publisher, Relay, describe
+from cqrs.outbox.schema import VERSION
+from cqrs.outbox.store import DEAD, Store
+from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
+from cqrs.registry import Kind
+
+if TYPE_CHECKING:
+    from cqrs.codec import Envelope
+    from cqrs.plan import Handler
+
+log = logging.getLogger(__name__)
+
+Work = TypeVar("Work", bound=Transaction)
+
+REMEMBERED = 10_000
+HOUSEKEEPING = 60.0
+UNCLAIMED = 900.0
+LOOK = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """What is kept how long, in seconds: inbox rows longer than a broker keeps messages; dead letters (None) for ever."""
+
+    inbox: float = 14 * 86400.0
+    dead: float | None = None
+
+
+class Storage:
+    """One application's database, from `async with app` on."""
+
+    def __init__(
+        self,
+        name: str,
+        database: Database,
+        store: Store,
+        *,
+        publishers: Mapping[str, Publisher],
+        handlers: Collection[str],
+        end: Callable[[str, BaseException, int], tuple[float | None, bool]],
+        skipping: Collection[str],
+        publishes: bool,
+        relays: bool,
+        pace: Pace,
+        keeping: Keeping,
+    ) -> None:
+        self.store = store
+        self.relay = Relay(store, publishers, end=end, skipping=skipping, pace=pace)
+        self.outbox = Outbox(store, self.relay.wake)
+        self._name = name
+        self._database = database
+        self._publishers = list({id(publisher): publisher for publisher in publishers.values()}.values())
+        self._handlers = handlers
+        self._skipping = skipping
+        self._publishes = publishes
+        self._relays = relays
+        self._keeping = keeping
+        self._writing = _sessions(database, store.writers)
+        self._reading = _sessions(database, store.readers)
+        self._open = False
+        self._emitted: dict[str, None] = {}
+        self._opened = AsyncExitStack()
+
+    # Transactions
+
+    def begin(self, context: Context) -> Transaction:
+        """Open the unit of work of a command, or of a query."""
+        if context.plan.kind is Kind.QUERY:
+            return self._unit(Query, self._reading)
+        return self._unit(Transaction, self._writing)
+
+    def deliver_to(self, handler: Handler, message_id: str) -> Transaction:
+        """Return a unit in which this handler's inbox row says that it has taken this message."""
+        return self._unit(Transaction, self._writing, takes=(handler.name, message_id))
+
+    def adopt(self, session: AsyncSession) -> Adopted:
+        """Return a unit within a transaction that the caller began and will commit."""
+        return self._unit(Adopted, lambda: session)
+
+    def _unit(
+        self, kind: type[Work], sessions: Callable[[], AsyncSession], takes: tuple[str, str] | None = None
+    ) -> Work:
+        if not self._open:
+            raise NotOpen(self._name)
+        return kind(sessions, self.store, source=self._name, publishes=self._publishes, saved=self._saved, takes=takes)
+
+    def _saved(self, envelopes: Sequence[Envelope]) -> None:
+        """Remember what this process emitted, for `drain`, and wake the relay."""
+        self._emitted.update(dict.fromkeys(envelope.message_id for envelope in envelopes))
+        self.relay.wake()
+
+    # Opening and closing
+
+    async def __aenter__(self) -> Self:
+        """Open the database, check its schema, and begin to relay."""
+        async with AsyncExitStack() as stack:
+            if self._database.owned:
+                stack.push_async_callback(self._database.readers.dispose)
+                stack.push_async_callback(self._database.writers.dispose)
+            await self._check_schema()
+            await self._check_settings()
+            await self._report_unserved(0.0)
+            for publisher in self._publishers:
+                await publisher.open()
+                stack.push_async_callback(publisher.close)
+            if self._relays:
+                self.relay.start()
+                stack.push_async_callback(self.relay.stop)
+            keeper = asyncio.create_task(self._keep_house(), name="cqrs housekeeping")
+            stack.callback(keeper.cancel)
+            self._open = True
+            stack.callback(self._close)
+            self._opened = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        """Begin nothing new, finish what is in flight within the grace period, and close."""
+        await self._opened.aclose()
+
+    def _close(self) -> None:
+        self._open = False
+
+    async def _check_schema(self) -> None:
+        database = self._database
+        async with self.store.writers.begin() as connection:
+            number = await connection.run_sync(migrations.recorded_number, database.prefix, database.schema)
+            fresh = number == 0 and connection.dialect.name == "sqlite"
+            if number < VERSION and (fresh or database.migrate):
+                await connection.run_sync(_migrate, database)
+                return
+        if number != VERSION:
+            raise SchemaError(_schema_advice(number, database))
+
+    async def _check_settings(self) -> None:
+        wanted = {"application": self._name, "slots": str(self.store.slots), "carrier": "relay"}
+        found = await self.store.record(wanted)
+        if found["application"] != self._name:
+            raise SchemaError(
+                f"These tables belong to the application '{found['application']}', and this one is '{self._name}'. "
+                f"If it is the same application, pass name='{found['application']}' to bootstrap; "
+                "otherwise give it tables of its own: prefix='...' or schema='...'."
+            )
+        if found["slots"] != str(self.store.slots):
+            raise SchemaError(
+                f"The outbox was begun with {found['slots']} slots, and this application has {self.store.slots}. "
+                f"Pass slots={found['slots']} to bootstrap, or empty the outbox and its slot table before a change."
+            )
+
+    async def _report_unserved(self, age: float) -> None:
+        for destination, rows in await self.store.unserved([*self._handlers, "broker"], age):
+            log.warning(
+                "%d rows wait for the handler '%s', which this process does not have. If it was renamed, give the "
+                "handler its old name: name='%s'. Otherwise they wait for a process that has it.",
+                rows,
+                destination,
+                destination,
+            )
+
+    async def _keep_house(self) -> None:
+        """Forget what is past its retention, in small batches, and report what nobody claims."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING)
+            try:
+                await self.store.wake_heads(self._skipping)
+                while await self.store.forget(inbox=self._keeping.inbox, dead=self._keeping.dead):
+                    await asyncio.sleep(0.1)
+                if len(self._emitted) > REMEMBERED:
+                    await self._unended()
+                await self._report_unserved(UNCLAIMED)
+            except Exception as error:  # noqa: BLE001 - tried again in a minute
+                log.warning("Housekeeping failed and is tried again: %s", error)
+
+    # Draining
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until what this process emitted has ended."""
+        end = monotonic() + timeout
+        while left := await self._unended():
+            only_dead = all(state == DEAD for *_, state in left)
+            if only_dead or monotonic() >= end:
+                raise DrainTimeout(describe(left), timeout)
+            self.relay.settled.clear()
+            await _wait_for(self.relay.settled, min(LOOK, max(0.0, end - monotonic())))
+
+    async def _unended(self) -> list[tuple[str, str, str, str]]:
+        asked = list(self._emitted)
+        left = await self.store.unended(asked)
+        pending = {event_id for event_id, *_ in left}
+        for event_id in asked:
+            if event_id not in pending:
+                self._emitted.pop(event_id, None)
+        return left
+
+
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+def _sessions(database: Database, engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    options = {"expire_on_commit": False, **database.sessions, "bind": engine}
+    options["sync_session_class"] = watched(options.get("sync_session_class", database.session_class.sync_session_class))
+    return async_sessionmaker(class_=database.session_class, **options)
+
+
+def _migrate(connection: Any, database: Database) -> None:
+    migrations.migrate(connection, prefix=database.prefix, schema=database.schema)
+
+
+def _schema_advice(number: int, database: Database) -> str:
+    url = database.writers.url.render_as_string(hide_password=True)
+    if number > VERSION:
+        return (
+            f"{url} has schema number {number}, and this version of cqrs-toolkit knows {VERSION}: the database was "
+            "upgraded for a newer version. Run `pip install --upgrade cqrs-toolkit`."
+        )
+    found = "no tables of cqrs-toolkit" if number == 0 else f"schema number {number}"
+    return (
+        f"{url} has {found}, and this version needs number {VERSION}. Add `cqrs.migrations.upgrade(op, to={VERSION})` to a "
+        f"revision of your Alembic project and run `alembic upgrade head`; without Alembic, pass migrate=True to bootstrap."
+    )

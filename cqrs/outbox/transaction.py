@@ -1,0 +1,242 @@
+"""The unit of work: one session a command or delivery, and what was emitted inserted right before its COMMIT."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from cqrs.codec import BROKER, Envelope, key_text, saved_headers
+from cqrs.context import Context, running
+from cqrs.errors import CommitUnknown, EncodingError, TransactionMisuse
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from cqrs.outbox.store import Store
+    from cqrs.plan import Plan
+
+log = logging.getLogger(__name__)
+
+UNIT = "cqrs_unit"
+"""Where a session's `info` holds the unit that it belongs to."""
+
+
+class AlreadyTaken(Exception):  # noqa: N818 - a signal to the delivery, no error
+    """The inbox says that this handler has taken this message before."""
+
+
+class Transaction:
+    """The unit of work of one root context, over a session that connects at its first use."""
+
+    def __init__(
+        self,
+        open_session: Callable[[], AsyncSession],
+        store: Store,
+        *,
+        source: str,
+        publishes: bool,
+        saved: Callable[[Sequence[Envelope]], None],
+        takes: tuple[str, str] | None = None,
+    ) -> None:
+        self._open_session = open_session
+        self._session: AsyncSession | None = None
+        self._store = store
+        self._source = source
+        self._publishes = publishes
+        self._saved = saved
+        self._takes = takes
+        self._envelopes: list[Envelope] = []
+        self._ending = False
+        self._doomed_by: str | None = None
+        self.already_taken = False
+
+    @property
+    def session(self) -> AsyncSession:
+        """The session of this transaction."""
+        if self._session is None:
+            self._session = self._open_session()
+            self._session.sync_session.info[UNIT] = self
+        return self._session
+
+    def save(self, plan: Plan, event: Any, context: Context) -> None:
+        """Encode an event for each of its destinations; the rows are inserted right before COMMIT."""
+        self._envelopes.extend(self.envelopes(plan, event, context))
+
+    def envelopes(self, plan: Plan, event: Any, context: Context) -> list[Envelope]:
+        """Return what an event is saved as: one envelope for the broker, or one for each handler that it waits for."""
+        route = plan.route(event)
+        destinations = [handler.name for handler in plan.handlers if handler.durable or (route and not self._publishes)]
+        if route and self._publishes:
+            destinations = [BROKER]
+        if route and not destinations:
+            raise EncodingError(
+                f"{plan.name} is published to '{route.topic}', but there is neither a broker nor a handler of it. "
+                "Give bootstrap a broker, or decorate a handler of it."
+            )
+        name, topic, key = (route.name, route.topic, route.key) if route else (plan.name, plan.name, None)
+        trace = context._traced().caused()  # noqa: SLF001 - the trace of what this context causes
+        if plan.notification:
+            event.event_id = trace.message_id
+        assert plan.codec is not None  # noqa: S101 - is_saved() implies one
+        payload = plan.codec.encode(event)
+        headers = saved_headers(trace, self._source)
+        text = key_text(key, plan.name)
+        return [Envelope(trace.message_id, where, topic, text, name, headers, payload) for where in destinations]
+
+    def doom(self, message: Any) -> None:
+        """Refuse the commit: a nested command failed after it may have changed something here."""
+        self._doomed_by = self._doomed_by or type(message).__qualname__
+
+    async def commit(self) -> None:
+        """Insert what was emitted and commit, shielded from cancellation. Nothing is left half done."""
+        if self._doomed_by is not None:
+            await self.rollback()
+            raise TransactionMisuse(
+                f"The nested {self._doomed_by} failed and its exception was caught, but it shared this transaction, "
+                "which is rolled back. Let the exception pass, or let the inner handler answer instead of raising."
+            )
+        try:
+            if self._envelopes or self._takes is not None:
+                await self._insert()
+        except AlreadyTaken:
+            await self.rollback()
+            return
+        except BaseException:
+            await self.rollback()
+            raise
+        if self._session is not None:
+            self._ending = True
+            await _shielded(self._commit(self._session))
+
+    async def rollback(self) -> None:
+        """Undo everything and close the session."""
+        self._ending = True
+        self._envelopes.clear()
+        if self._session is not None:
+            session, self._session = self._session, None
+            await _shielded(session.close())
+
+    async def _insert(self) -> None:
+        if self._session is not None:
+            await self._session.flush()
+        connection = await self.session.connection()
+        if self._envelopes:
+            await self._store.add(connection, self._envelopes)
+
+    async def _commit(self, session: AsyncSession) -> None:
+        try:
+            await session.commit()
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise CommitUnknown(
+                    "The connection was lost during COMMIT: everything of this command was saved, or nothing. "
+                    "Look before you send it again, or make its handler safe to repeat."
+                ) from error
+            raise
+        finally:
+            await session.close()
+        if self._envelopes:
+            self._saved(self._envelopes)
+
+    # What happens to the session, told by its events
+
+    def begun(self, connection: Any) -> None:
+        """Write the inbox row as the first statement of a delivery; a row that stands there ends the delivery."""
+        if self._takes is not None:
+            self.already_taken = connection.execute(self._store.take(*self._takes)).rowcount == 0
+            if self.already_taken:
+                raise AlreadyTaken
+
+    def used(self) -> None:
+        """Refuse another task than the handler's own."""
+        if not self._ending:
+            running()
+
+    def committing(self, session: Session) -> None:
+        """Refuse a commit by the handler: what it emitted would not be in it."""
+        if not self._ending and not session.in_nested_transaction():
+            raise TransactionMisuse(
+                "A handler called session.commit(). The transaction is committed after the handler has returned, "
+                "together with the events that it emitted: use `await session.flush()` to see what was written."
+            )
+
+    def rolled_back(self) -> None:
+        """Remember a rollback by the handler: what follows it must not be committed as if all were there."""
+        if not self._ending:
+            self._doomed_by = self._doomed_by or "session.rollback()"
+
+
+class Query(Transaction):
+    """The unit of a query: a session that is never committed."""
+
+    async def commit(self) -> None:
+        """Give the session back; whatever was written in it is gone."""
+        await self.rollback()
+
+
+class Adopted(Transaction):
+    """Events saved in a transaction that somebody else began and will commit."""
+
+    async def commit(self) -> None:
+        """Insert what was emitted now; it exists when the session commits, and only then is the relay woken."""
+        session, envelopes = self.session, list(self._envelopes)
+        if envelopes:
+            await self._insert()
+            event.listen(session.sync_session, "after_commit", lambda _: self._saved(envelopes), once=True)
+        session.sync_session.info.pop(UNIT, None)
+
+    async def rollback(self) -> None:
+        """Save nothing; the session stays its owner's."""
+        self._envelopes.clear()
+        self.session.sync_session.info.pop(UNIT, None)
+
+
+def watched(base: type[Session]) -> type[Session]:
+    """Return a session class that tells its unit what is done with it; made once an application."""
+    session_class = type(f"Watched{base.__name__}", (base,), {})
+
+    def unit(session: Session) -> Transaction | None:
+        return session.info.get(UNIT)
+
+    def after_begin(session: Session, _transaction: Any, connection: Any) -> None:
+        if (owner := unit(session)) is not None:
+            owner.begun(connection)
+
+    def do_orm_execute(state: Any) -> None:
+        if (owner := unit(state.session)) is not None:
+            owner.used()
+
+    def before_flush(session: Session, *_: Any) -> None:
+        if (owner := unit(session)) is not None:
+            owner.used()
+
+    def before_commit(session: Session) -> None:
+        if (owner := unit(session)) is not None:
+            owner.committing(session)
+
+    def after_rollback(session: Session) -> None:
+        if (owner := unit(session)) is not None:
+            owner.rolled_back()
+
+    for listener in (after_begin, do_orm_execute, before_flush, before_commit, after_rollback):
+        event.listen(session_class, listener.__name__, listener)
+    return session_class
+
+
+async def _shielded(ending: Any) -> None:
+    """Finish a COMMIT or ROLLBACK although the task is cancelled meanwhile; the cancellation goes on afterwards."""
+    task = asyncio.ensure_future(ending)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not task.done():
+            await asyncio.wait({task})
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("The end of a cancelled command's transaction failed: %s", error, exc_info=error)
+        raise

@@ -1,0 +1,127 @@
+"""Imports the modules of packages by walking their files, and says what it could not import and why."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from cqrs.errors import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A module file below a scanned path, under the name that it is imported by."""
+
+    name: str
+    file: Path
+
+
+def scan(paths: Iterable[str], problems: list[Problem], exclude: Sequence[str] = ()) -> list[str]:
+    """Import every module of the named packages or modules; returns the names, `__main__` for the running script.
+
+    Files are walked, so a folder without `__init__.py` is noticed, which Python's own walk silently skips. A module
+    that fails to import is reported with its traceback, and so is a file that is loaded under two names.
+    """
+    loaded = _loaded_files()
+    names = []
+    for path in paths:
+        for found in _modules(path, problems):
+            if any(found.name == name or found.name.startswith(f"{name}.") for name in exclude):
+                continue
+            name = _load(found, loaded, problems)
+            if name is not None:
+                names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def script_name() -> str:
+    """Return the name that `__main__` goes by: its module path under `python -m`, else its file's stem."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name.removesuffix(".__main__"))
+    file = getattr(main, "__file__", None)
+    return Path(file).stem if file else "__main__"
+
+
+def _modules(path: str, problems: list[Problem]) -> Iterator[Found]:
+    try:
+        spec = importlib.util.find_spec(path)
+    except (ImportError, ValueError) as error:
+        spec, reason = None, f": {error}"
+    else:
+        reason = ""
+    if spec is None:
+        looked = ", ".join(sys.path[:4])
+        cure = "Give the dotted name of a package that can be imported from here."
+        problems.append(Problem(f"There is no package '{path}' to scan{reason}; looked in {looked}, ...", cure))
+    elif spec.submodule_search_locations is None:
+        yield Found(path, Path(spec.origin or ""))
+    else:
+        for folder in spec.submodule_search_locations:
+            yield from _walk(Path(folder), path, problems)
+
+
+def _walk(folder: Path, name: str, problems: list[Problem]) -> Iterator[Found]:
+    if (folder / "__init__.py").is_file():
+        yield Found(name, folder / "__init__.py")
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith((".", "__")):
+            continue
+        if entry.suffix == ".py" and entry.stem.isidentifier():
+            yield Found(f"{name}.{entry.stem}", entry)
+        elif entry.is_dir() and entry.name.isidentifier():
+            if (entry / "__init__.py").is_file():
+                yield from _walk(entry, f"{name}.{entry.name}", problems)
+            elif any(entry.glob("*.py")):
+                cure = f"Add an empty __init__.py, or pass exclude=('{name}.{entry.name}',) to bootstrap."
+                problems.append(Problem(f"The folder {entry} has modules, but no __init__.py, and was skipped", cure))
+
+
+def _load(found: Found, loaded: dict[str, str], problems: list[Problem]) -> str | None:
+    """Import one module; returns the name that it is loaded under."""
+    file = os.path.abspath(found.file)
+    other = loaded.get(file, found.name)
+    if other == "__main__" and found.name not in sys.modules:
+        return other
+    if other != found.name:
+        cure = "Import it by one name everywhere, and start a module of a package with `python -m package.module`."
+        problems.append(Problem(f"{file} is loaded under two names, '{other}' and '{found.name}'", cure))
+        return None
+    try:
+        importlib.import_module(found.name)
+    except Exception as error:  # noqa: BLE001 - whatever a module raises is the problem to report
+        trace = "".join(traceback.format_exception(error.with_traceback(_below_import(error)))).rstrip()
+        cure = "Mend it, or leave the module out with exclude=(...)."
+        problems.append(Problem(f"Module {found.name} cannot be imported", f"{cure}\n{trace}", str(found.file)))
+        return None
+    loaded[file] = found.name
+    return found.name
+
+
+def _below_import(error: BaseException) -> TracebackType | None:
+    """Return the traceback from the module's own line on, without the import system's."""
+    here = error.__traceback__
+    while here is not None and here.tb_next is not None and _is_machinery(here.tb_frame.f_code.co_filename):
+        here = here.tb_next
+    return here
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename.startswith("<frozen importlib") or filename.endswith(("importlib/__init__.py", "cqrs/scan.py"))
+
+
+def _loaded_files() -> dict[str, str]:
+    files: dict[str, str] = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and file.endswith(".py"):
+            files.setdefault(os.path.abspath(file), name)
+    return files

@@ -1,0 +1,60 @@
+"""The Alembic environment of the toolkit's own tables.
+
+The database is the connection that a caller hands over, or `-x url=...`, or `CQRS_DATABASE_URL`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from alembic import context
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from cqrs import migrations
+
+
+def database() -> URL:
+    """Return the URL of the database to migrate."""
+    url = context.get_x_argument(as_dictionary=True).get("url") or os.environ.get("CQRS_DATABASE_URL")
+    if not url:
+        raise SystemExit("No database given. Use `alembic -x url=sqlite+aiosqlite:///app.db ...` or set CQRS_DATABASE_URL.")
+    return make_url(url)
+
+
+def run(connection: Connection) -> None:
+    """Migrate over a connection."""
+    context.configure(connection=connection, target_metadata=migrations.metadata, version_table=migrations.VERSION_TABLE)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def run_async(url: URL) -> None:
+    """Migrate through an async driver."""
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(run)
+    await engine.dispose()
+
+
+def main() -> None:
+    """Migrate the way that Alembic was called."""
+    connection = context.config.attributes.get("connection")
+    if context.is_offline_mode():
+        context.configure(url=database(), version_table=migrations.VERSION_TABLE, literal_binds=True)
+        with context.begin_transaction():
+            context.run_migrations()
+    elif connection is not None:
+        run(connection)
+    elif database().get_dialect().is_async:
+        asyncio.run(run_async(database()))
+    else:
+        engine = create_engine(database())
+        with engine.begin() as opened:
+            run(opened)
+        engine.dispose()
+
+
+main()

@@ -1,0 +1,194 @@
+"""Every fenced code block of README.md and docs/ does what it says: each document runs in a process of its own."""
+
+import configparser
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.docs.document import Block, commands, read_blocks
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TIMEOUT = 120.0
+
+# Commands that no document's process runs, each with the reason and the step that covers it instead.
+COVERED_ELSEWHERE = {
+    "pip install cqrs-toolkit": "wants the network; the test that installs the built wheel",
+    "pip install 'cqrs-toolkit[all]'": "wants the network; `make test` sets up its environment with it",
+    "pip install 'cqrs-toolkit[cli]'": "wants the network; `make demo` sets up its environment with it",
+    "uv add cqrs-toolkit": "wants the network; the test that installs the built wheel",
+    "make demo": "sets up an environment; .ci/run, section Demo",
+    "make demo CSV=orders.csv": "sets up an environment; the tests of examples/shop pass files of their own",
+    "make test": "would run this test; .ci/run, section Tests",
+    "make check": "sets up an environment; .ci/run, section Static checks",
+    "make docs": "sets up an environment; .ci/run, section Documentation",
+    "make bench": "takes minutes; the tests of benchmarks/ run each once",
+    "make pythons": "takes minutes; .ci/run, section Unit tests, every Python",
+}
+
+# Languages that are shown, not executed.
+SHOWN = {"text", "mermaid", "sql", "csv", "http", "xml", "yaml", "properties", "diff", "html"}
+EXECUTED = {"python", "console", "bash"}
+PARSED = {
+    "toml": tomllib.loads,
+    "json": json.loads,
+    "ini": lambda text: configparser.ConfigParser(interpolation=None).read_string(text),
+}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def problem(document: Path, block: Block) -> str | None:
+    """What is wrong with a block that the document's process would not notice."""
+    if block.language not in EXECUTED | SHOWN | PARSED.keys():
+        return f"{name(document)}:{block.line}: nobody tests a block of language {block.language!r}"
+    try:
+        PARSED.get(block.language, str)(block.source)
+    except (ValueError, configparser.Error) as error:
+        return f"{name(document)}:{block.line}: {error}"
+    return None
+
+
+def run(document: Path, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run the document's blocks with the directory as working directory and this environment's programs on PATH."""
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(directory),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "NO_COLOR": "1",
+        "COLUMNS": "120",
+    }
+    # By its path: the checkout itself is not on the module search path, so a document cannot lean on it.
+    runner = [sys.executable, "-W", "error", str(ROOT / "tests/docs/document.py"), str(document)]
+    return subprocess.run(
+        [*runner, *COVERED_ELSEWHERE],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_every_code_block_runs(document: Path, tmp_path: Path):
+    blocks = read_blocks(document.read_text(encoding="utf-8"))
+    assert [found for block in blocks if (found := problem(document, block))] == []
+    if any(block.language in EXECUTED for block in blocks):
+        outcome = run(document, tmp_path)
+        assert outcome.returncode == 0, f"{name(document)}\n{outcome.stdout}\n{outcome.stderr}"
+
+
+def test_a_command_that_is_covered_elsewhere_names_where():
+    assert [command for command, where in COVERED_ELSEWHERE.items() if "; " not in where] == []
+
+
+# The runner itself: a test that runs nothing would pass as well.
+
+
+def write(directory: Path, text: str) -> Path:
+    document = directory / "document.md"
+    document.write_text(text, encoding="utf-8")
+    (directory / "work").mkdir()
+    return document
+
+
+def test_blocks_run_in_order_with_files_await_and_expected_output(tmp_path: Path):
+    document = write(
+        tmp_path,
+        """\
+```python
+# shop/main.py
+from shop.orders import price
+
+print(price)
+```
+
+=== "indented"
+
+    ```python
+    # shop/orders.py
+    price = 3
+    ```
+
+```python
+import asyncio
+
+import shop.orders
+
+price = await asyncio.sleep(0, shop.orders.price)
+```
+
+```python
+assert price == 3
+```
+
+```console
+$ python -m shop.main
+3
+$ python -c "print('a'); print('b')
+> print('c')"
+a
+...
+c
+$ make demo
+```
+""",
+    )
+    outcome = run(document, tmp_path / "work")
+    assert outcome.returncode == 0, outcome.stderr
+    assert (tmp_path / "work/shop/__init__.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("\n\n```python\n1 / 0\n```", 'document.md", line 4, in'),
+        ("```python\nx = 1\nimport asyncio; await asyncio.sleep(0); raise KeyError(x)\n```", 'document.md", line 3'),
+        ("```python\n# shop/orders.py\n\nraise KeyError\n```", 'shop/orders.py", line 3'),
+        ("```bash\nexit 3\n```", "document.md:2: `exit 3` ended with status 3"),
+        ("```console\n$ echo one\ntwo\n```", "document.md:2: `echo one` printed\none\ninstead of\ntwo"),
+        ("```console\necho one\n```", "document.md:2: a console block begins with a command, `$ …`"),
+        ("```python\n# ../orders.py\nx = 1\n```", "document.md:1: ../orders.py lies outside"),
+    ],
+)
+def test_a_document_that_does_not_do_what_it_says_is_refused(tmp_path: Path, text: str, error: str):
+    outcome = run(write(tmp_path, text), tmp_path / "work")
+    assert outcome.returncode != 0
+    assert error in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("```toml\na = \n```", "document.md:1: Invalid value"),
+        ("```\nno language\n```", "document.md:1: nobody tests a block of language ''"),
+        ("~~~pyhton\nx = 1\n~~~", "document.md:1: nobody tests a block of language 'pyhton'"),
+    ],
+)
+def test_a_block_that_nobody_could_test_is_refused(tmp_path: Path, text: str, error: str):
+    found = [problem(tmp_path / "document.md", block) for block in read_blocks(text)]
+    assert len(found) == 1
+    assert found[0] is not None
+    assert found[0].startswith(error)
+
+
+def test_a_fence_that_is_never_closed_is_refused():
+    with pytest.raises(ValueError, match="line 3: this code block is never closed"):
+        read_blocks("text\n\n```python\nx = 1\n")
+
+
+def test_commands_are_read_with_continuations_and_without_comments():
+    block = Block("bash", "# set up\nmake demo \\\n  CSV=orders.csv\n\nmake test  # all\n", line=10)
+    assert [(command.line, command.text) for command in commands(block)] == [
+        (12, "make demo CSV=orders.csv"),
+        (15, "make test"),
+    ]
