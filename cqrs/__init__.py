@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from cqrs import migrations
     from cqrs.codec import Envelope
     from cqrs.outbox import Failed, Fate, Publisher
-    from cqrs.outbox.schema import metadata
+    from cqrs.schema import metadata
 
 __all__ = [
     "Command",
@@ -98,7 +98,7 @@ _LATE = {
     "Failed": ("cqrs.outbox", "Failed"),
     "Fate": ("cqrs.outbox", "Fate"),
     "Publisher": ("cqrs.outbox", "Publisher"),
-    "metadata": ("cqrs.outbox.schema", "metadata"),
+    "metadata": ("cqrs.schema", "metadata"),
     "migrations": ("cqrs.migrations", None),
 }
 """Names that load SQLAlchemy or Alembic, at their first use only."""
@@ -107,7 +107,7 @@ _LATE = {
 def __getattr__(name: str) -> Any:
     if name not in _LATE:
         raise AttributeError(f"module 'cqrs' has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415 - beside its only use
+    from importlib import import_module
 
     module, attribute = _LATE[name]
     found = import_module(module)

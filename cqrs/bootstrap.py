@@ -12,17 +12,19 @@ from cqrs.context import Context, transaction_of
 from cqrs.errors import ConfigurationError, Problem
 from cqrs.mediator import Mediator
 from cqrs.messages import Command, Query, Request
-from cqrs.plan import Handler, Injector, Plan, Resolver, check_publication, make_plans
+from cqrs.plan import Plan, check_publication, make_plans
 from cqrs.registry import Binder, HandlerRecord, Kind, Middleware, Publication, Registry, default_registry, source_of
 from cqrs.retry import OnDead, Policies, Retry, policies, policy_for
 from cqrs.scan import scan as scan_packages
 from cqrs.scan import script_name
+from cqrs.signature import Handler, Injector, Resolver
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+    from cqrs.outbox.database import Database
     from cqrs.outbox.relay import Publisher
-    from cqrs.outbox.storage import Database, Storage
+    from cqrs.outbox.storage import Storage
 
 Mapper = Callable[[Binder], object]
 Scanned = str | Registry
@@ -64,7 +66,9 @@ class _Found:
     @property
     def publications(self) -> dict[type, Publication]:
         """Every declared publication that an event of this application may have."""
-        return {event: found for registry in reversed(self.registries) for event, found in registry.publications.items()}
+        return {
+            event: found for registry in reversed(self.registries) for event, found in registry.publications.items()
+        }
 
 
 def bootstrap(
@@ -108,7 +112,7 @@ def bootstrap(
 
     Raises one `ConfigurationError` that lists everything that is wrong with the wiring.
     """
-    caller = sys._getframe(1).f_globals.get("__name__", "__main__")  # noqa: SLF001 - the module that asks is its answer
+    caller = sys._getframe(1).f_globals.get("__name__", "__main__")  # noqa: SLF001 - who asks decides the name
     found = _collect(scan, registry, exclude, caller)
     binders = (
         (Kind.COMMAND, commands_mapper),
@@ -146,7 +150,7 @@ def _compose(wishes: _Wishes, found: _Found, container: Any, middlewares: Sequen
     }
     connected = _database(wishes, problems)
     if connected is not None:
-        from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - only with a database
+        from sqlalchemy.ext.asyncio import AsyncSession
 
         from_context[AsyncSession] = lambda context: transaction_of(context).session
     publications = found.publications
@@ -186,7 +190,9 @@ def _collect(
         if not problems and not any(record.module in modules for record in records):
             looked = ", ".join(modules) or "no module at all"
             cure = "Decorate handlers with @cqrs.command_handler, query_handler or event_handler in one of its modules."
-            problems.append(Problem(f"Scanning {', '.join(map(repr, paths))} found no handler; imported: {looked}", cure))
+            problems.append(
+                Problem(f"Scanning {', '.join(map(repr, paths))} found no handler; imported: {looked}", cure)
+            )
     for further in extra:
         records.extend(further.handlers)
     return _Found(records, modules, [base, *extra, default_registry], problems)
@@ -211,10 +217,10 @@ def _default_name(scan: Scanned | Iterable[Scanned] | None, caller: str) -> str:
 
 def _resolver(container: Any, problems: list[Problem]) -> Resolver:
     if container is None or isinstance(container, Mapping):
-        from cqrs.integrations.mapping import MappingResolver  # noqa: PLC0415 - one of two
+        from cqrs.integrations.mapping import MappingResolver
 
         return MappingResolver(container or {}, problems)
-    from cqrs.integrations.dependency_injector import ContainerResolver  # noqa: PLC0415 - 0.4 s with FastAPI installed
+    from cqrs.integrations.dependency_injector import ContainerResolver
 
     return ContainerResolver(container)
 
@@ -245,7 +251,10 @@ def _own_publications(found: _Found, plans: Mapping[type, Plan]) -> list[Publica
 def _check_destination(
     publication: Publication, plans: Mapping[type, Plan], wishes: _Wishes, problems: list[Problem]
 ) -> None:
-    what, where = f"{publication.event.__qualname__} is published to '{publication.topic}'", source_of(publication.event)
+    what, where = (
+        f"{publication.event.__qualname__} is published to '{publication.topic}'",
+        source_of(publication.event),
+    )
     if wishes.database is None:
         cure = 'Give bootstrap one: database="sqlite+aiosqlite:///app.db".'
         problems.append(Problem(f"{what}, but there is no database to save it in", cure, where))
@@ -283,7 +292,9 @@ def _check_background(handler: Handler, plan: Plan, wishes: _Wishes, problems: l
     background = handler.durable or plan.publication is not None
     if handler.durable and wishes.database is None:
         cure = 'Give bootstrap one: database="sqlite+aiosqlite:///app.db".'
-        problems.append(Problem(f"{handler.name} is durable, but there is no database to save for it", cure, handler.where))
+        problems.append(
+            Problem(f"{handler.name} is durable, but there is no database to save for it", cure, handler.where)
+        )
     if background and len(handler.name) > HANDLER_NAME_LIMIT:
         what = f"The handler name '{handler.name}' has {len(handler.name)} characters, at most {HANDLER_NAME_LIMIT} fit"
         problems.append(Problem(what, "Give it a shorter one with name=...", handler.where))
@@ -304,17 +315,17 @@ def _database(wishes: _Wishes, problems: list[Problem]) -> Database | None:
     if wishes.carrier != "relay" or wishes.listen_url is not None:
         what = "carrier='log' and listen_url= need PostgreSQL, which is not part of this version"
         problems.append(Problem(what, "Leave them out."))
-    from cqrs.outbox.database import connect  # noqa: PLC0415 - SQLAlchemy loads only with a database
+    from cqrs.outbox.database import connect
 
     return connect(wishes.database, problems, prefix=wishes.prefix, schema=wishes.schema, migrate=wishes.migrate)
 
 
 def _storage(app: Mediator, wishes: _Wishes, database: Database) -> Storage:
-    from cqrs.brokers.local import Local  # noqa: PLC0415 - loads with the database
-    from cqrs.codec import BROKER  # noqa: PLC0415
-    from cqrs.outbox.relay import Pace  # noqa: PLC0415
-    from cqrs.outbox.storage import Keeping, Storage  # noqa: PLC0415
-    from cqrs.outbox.store import Store  # noqa: PLC0415
+    from cqrs.brokers.local import Local
+    from cqrs.codec import BROKER
+    from cqrs.outbox.relay import Pace
+    from cqrs.outbox.storage import Keeping, Storage
+    from cqrs.outbox.store import Store
 
     publisher = cast("Publisher | None", wishes.broker)
     store = Store(
@@ -366,7 +377,7 @@ def _ending(
 
 
 class _Callable(ModuleType):
-    """This module, callable: `cqrs.bootstrap(...)` and `cqrs.bootstrap.bootstrap(...)` are the same."""
+    """The module itself, callable: `cqrs.bootstrap(...)` and `cqrs.bootstrap.bootstrap(...)` are the same."""
 
     __call__ = staticmethod(bootstrap)
 

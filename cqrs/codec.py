@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,6 +15,8 @@ from pydantic_core import PydanticSerializationError
 from cqrs.errors import DecodingError, EncodingError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cqrs.context import Trace
 
 KEY_LIMIT = 255
@@ -101,7 +102,7 @@ class Codec:
         """Raise `EncodingError` when the type's schema says that it cannot be written as JSON and read back."""
         try:
             for mode in ("serialization", "validation"):
-                self._adapter.json_schema(mode=mode)  # type: ignore[arg-type]  # a loop's str, not a literal
+                self._adapter.json_schema(mode=mode)
         except pydantic.PydanticUserError as error:
             raise EncodingError(str(error.message).splitlines()[0]) from None
 
@@ -113,7 +114,9 @@ class Codec:
             name = self.event.__qualname__
             field = self._culprit(event)
             place = f"field '{field}' of {name}" if field else name
-            raise EncodingError(f"{place} cannot be written as JSON: {error}. Give it a type that pydantic serialises.") from error
+            raise EncodingError(
+                f"{place} cannot be written as JSON: {error}. Give it a type that pydantic serialises."
+            ) from error
 
     def decode(self, payload: bytes) -> Any:
         """Return the event of a JSON body. Raises `DecodingError` with the reason."""

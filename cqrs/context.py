@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 from uuid_utils.compat import uuid7
 
 from cqrs.errors import EventCycle, ForeignTask, OutsideHandler, QueryViolation
-from cqrs.messages import Command, Query, Reply
 from cqrs.registry import Kind
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
+    from cqrs.messages import Command, Query, Reply
     from cqrs.plan import Plan
 
 Call = Callable[[Any, "Context"], Awaitable[Any]]
@@ -111,27 +111,27 @@ class Context:
     @property
     def message_id(self) -> str:
         """The id of the message: a UUIDv7, or what it was delivered with."""
-        return self._traced().message_id
+        return trace_of(self).message_id
 
     @property
     def correlation_id(self) -> str:
         """The id of the message that began the story; equal in everything that it caused."""
-        return self._traced().correlation_id
+        return trace_of(self).correlation_id
 
     @property
     def causation_id(self) -> str | None:
         """The id of the message whose handler sent or emitted this one; None at the beginning."""
-        return self._traced().causation_id
+        return trace_of(self).causation_id
 
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers that the message came with; empty for one that was sent in this process."""
-        return self._traced().headers
+        return trace_of(self).headers
 
     @property
     def attempt(self) -> int:
         """Which try this delivery is, from 1."""
-        return self._traced().attempt
+        return trace_of(self).attempt
 
     def emit(self, event: Any) -> None:
         """Tell that something has happened.
@@ -174,10 +174,12 @@ class Context:
             context = context.parent
         return context
 
-    def _traced(self) -> Trace:
-        if self.trace is None:
-            self.trace = self.parent._traced().caused() if self.parent is not None else new_trace()  # noqa: SLF001 - its own kind
-        return self.trace
+
+def trace_of(context: Context) -> Trace:
+    """Return the identity of the context's message, drawn when it is first asked for."""
+    if context.trace is None:
+        context.trace = trace_of(context.parent).caused() if context.parent is not None else new_trace()
+    return context.trace
 
 
 current: ContextVar[Context | None] = ContextVar("cqrs_context", default=None)

@@ -122,7 +122,7 @@ class DecodingError(CqrsError):
 
 
 class CommitUnknown(CqrsError):
-    """The connection was lost during COMMIT: the transaction was saved as a whole or not at all, but which is unknown."""
+    """The connection was lost during COMMIT: all of the transaction was saved or nothing, and which is unknown."""
 
 
 class DrainTimeout(CqrsError):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pydantic
 from uuid_utils.compat import uuid7
 
 from cqrs.messages import Message
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 Payload = TypeVar("Payload")
 

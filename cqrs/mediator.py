@@ -14,10 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, overload
 
 from cqrs.context import Context, Trace, Unit, close_context, current, open_context, running, transaction_of
-from cqrs.errors import MisuseError, NotHandled, NotOpen, QueryViolation
+from cqrs.errors import MisuseError, NotHandled, QueryViolation
 from cqrs.events import Event
-from cqrs.messages import Command, Query, Reply
-from cqrs.plan import Handler, Plan, event_plan
+from cqrs.plan import Plan, event_plan
 from cqrs.registry import Kind, Middleware, Publication
 
 if TYPE_CHECKING:
@@ -26,7 +25,9 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from cqrs.context import Call
+    from cqrs.messages import Command, Query, Reply
     from cqrs.outbox import Outbox
+    from cqrs.signature import Handler
 
 log = logging.getLogger(__name__)
 
@@ -195,8 +196,10 @@ class Mediator:
         plan = plan or self.plan_of(message)
         if plan.kind is Kind.EVENT:
             return partial(self._send_event, plan)
-        call = plan.handlers[0].call
-        return _sender(self, plan, _around(self._middlewares, partial(_attempt, call)) if self._middlewares else call)
+        handler = plan.handlers[0]
+        if self._middlewares:
+            return _sender(self, plan, _around(self._middlewares, partial(_attempt, handler.call)), None)
+        return _sender(self, plan, handler.call, handler.bare)
 
     async def _send_event(self, plan: Plan, event: Any) -> None:
         parent = running(self)
@@ -238,7 +241,7 @@ class _Sends(dict[type, Send]):
         return send
 
 
-def _sender(app: Mediator, plan: Plan, call: Call) -> Send:
+def _sender(app: Mediator, plan: Plan, call: Call, bare: Callable[[Any], Awaitable[Any]] | None) -> Send:
     """Return the coroutine function behind `send` for one command or query: the hot path, so nothing in it twice."""
 
     async def send(message: Any) -> Any:
@@ -252,7 +255,7 @@ def _sender(app: Mediator, plan: Plan, call: Call) -> Send:
         context.open = True
         context.token = current.set(context)
         try:
-            reply = await call(message, context)
+            reply = await (call(message, context) if bare is None else bare(message))
             if context.queue is not None or context.unit is not None:
                 await _settle(context)
         except BaseException:
@@ -361,7 +364,7 @@ async def _run_apart(context: Context, handler: Handler) -> None:
     context.queue = [*(context.queue or ()), *(here.queue or ())]
 
 
-class _Apart:
+class _Apart(Unit):
     """What a handler that runs beside others has of the transaction: it saves events, but has no session."""
 
     def __init__(self, context: Context, handler: Handler) -> None:
@@ -380,6 +383,12 @@ class _Apart:
 
     def doom(self, message: Any) -> None:
         transaction_of(self._context).doom(message)
+
+    async def commit(self) -> None:
+        """Leave the end to the transaction that it is a part of."""
+
+    async def rollback(self) -> None:
+        """Leave the end to the transaction that it is a part of."""
 
 
 def _around(middlewares: Sequence[Middleware], call: Call) -> Call:

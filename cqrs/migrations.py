@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 
-from cqrs.outbox.schema import VERSION, metadata
+from cqrs.schema import VERSION, metadata
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -28,7 +28,9 @@ __all__ = ["VERSION", "VERSION_TABLE", "downgrade", "include_object", "metadata"
 VERSION_TABLE = "cqrs_alembic_version"
 
 
-def upgrade(op: Any, *, to: int = VERSION, since: int | None = None, prefix: str = "cqrs_", schema: str | None = None) -> None:
+def upgrade(
+    op: Any, *, to: int = VERSION, since: int | None = None, prefix: str = "cqrs_", schema: str | None = None
+) -> None:
     """Bring the tables from the number `since` (by default the one before `to`) to `to`, with Alembic's operations.
 
     For a revision of the user's own: `cqrs.migrations.upgrade(op, to=1)`. It also writes the number into
@@ -39,8 +41,10 @@ def upgrade(op: Any, *, to: int = VERSION, since: int | None = None, prefix: str
         _revision(number).upgrade(op, prefix, schema)
 
 
-def downgrade(op: Any, *, to: int = 0, since: int | None = None, prefix: str = "cqrs_", schema: str | None = None) -> None:
-    """Undo `upgrade` from the number `since` (by default the one after `to`) down to `to`; data of dropped tables is lost."""
+def downgrade(
+    op: Any, *, to: int = 0, since: int | None = None, prefix: str = "cqrs_", schema: str | None = None
+) -> None:
+    """Undo `upgrade` from the number `since` (by default the one after `to`) down to `to`; tables go with their rows."""
     for number in range(to + 1 if since is None else since, to, -1):
         _revision(number).downgrade(op, prefix, schema)
 
@@ -98,7 +102,8 @@ def _revision(number: int) -> ModuleType:
     if not found:
         raise ValueError(f"There is no schema number {number}; this version of cqrs-toolkit has 1 to {VERSION}.")
     spec = spec_from_file_location(found[0].stem, found[0])
-    assert spec is not None and spec.loader is not None  # noqa: PT018, S101 - a .py file always has both
+    assert spec is not None  # noqa: S101 - a .py file always has one
+    assert spec.loader is not None  # noqa: S101
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -28,7 +28,9 @@ class Retry:
     def __post_init__(self) -> None:
         """Refuse a policy that cannot be meant."""
         if self.attempts is not None and self.attempts < 1:
-            raise ValueError(f"Retry(attempts={self.attempts}): the first try counts, so at least 1 (or None: for ever)")
+            raise ValueError(
+                f"Retry(attempts={self.attempts}): the first try counts, so at least 1 (or None: for ever)"
+            )
         if not (self.first >= 0 and self.factor >= 1 and self.longest >= 0 and 0 <= self.jitter <= 1):
             raise ValueError(f"{self}: first and longest are at least 0, factor at least 1, jitter within 0 and 1")
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING
 
 from cqrs.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from types import TracebackType
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def _walk(folder: Path, name: str, problems: list[Problem]) -> Iterator[Found]:
 
 def _load(found: Found, loaded: dict[str, str], problems: list[Problem]) -> str | None:
     """Import one module; returns the name that it is loaded under."""
-    file = os.path.abspath(found.file)
+    file = str(found.file.absolute())
     other = loaded.get(file, found.name)
     if other == "__main__" and found.name not in sys.modules:
         return other
@@ -123,5 +125,5 @@ def _loaded_files() -> dict[str, str]:
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if isinstance(file, str) and file.endswith(".py"):
-            files.setdefault(os.path.abspath(file), name)
+            files.setdefault(str(Path(file).absolute()), name)
     return files

@@ -7,26 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import TYPE_CHECKING
 
 from alembic import context
 from sqlalchemy import create_engine, make_url
-from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cqrs import migrations
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL, Connection
 
 
 def database() -> URL:
     """Return the URL of the database to migrate."""
     url = context.get_x_argument(as_dictionary=True).get("url") or os.environ.get("CQRS_DATABASE_URL")
     if not url:
-        raise SystemExit("No database given. Use `alembic -x url=sqlite+aiosqlite:///app.db ...` or set CQRS_DATABASE_URL.")
+        raise SystemExit(
+            "No database given. Use `alembic -x url=sqlite+aiosqlite:///app.db ...` or set CQRS_DATABASE_URL."
+        )
     return make_url(url)
 
 
 def run(connection: Connection) -> None:
     """Migrate over a connection."""
-    context.configure(connection=connection, target_metadata=migrations.metadata, version_table=migrations.VERSION_TABLE)
+    context.configure(
+        connection=connection, target_metadata=migrations.metadata, version_table=migrations.VERSION_TABLE
+    )
     with context.begin_transaction():
         context.run_migrations()
 

@@ -14,7 +14,8 @@ from cqrs.outbox.relay import Failed, Fate, Outcome
 
 if TYPE_CHECKING:
     from cqrs.mediator import Mediator
-    from cqrs.plan import Handler, Plan
+    from cqrs.plan import Plan
+    from cqrs.signature import Handler
 
 TIMEOUT = 60.0
 """Seconds that a handler without a `timeout` of its own may take."""
@@ -95,5 +96,3 @@ def _trace(envelope: Envelope) -> Trace:
     headers = envelope.wire_headers
     correlation = headers.get("correlation_id", envelope.message_id)
     return Trace(envelope.message_id, correlation, headers.get("causation_id"), headers, envelope.attempt)
-
-

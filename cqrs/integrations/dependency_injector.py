@@ -12,7 +12,7 @@ from dependency_injector.wiring import _Marker
 from cqrs.integrations.mapping import stands_for
 
 if TYPE_CHECKING:
-    from cqrs.plan import Provider
+    from cqrs.injection import Provider
 
 _GENERATORS = (AsyncIterator, AsyncGenerator, Iterator, Generator)
 
@@ -27,7 +27,9 @@ class ContainerResolver:
     def __init__(self, container: Any) -> None:
         self._container = container
         self._named = dict(_walk(container, ""))
-        self._made = {name: made for name, provider in self._named.items() if (made := _made_type(provider)) is not None}
+        self._made = {
+            name: made for name, provider in self._named.items() if (made := _made_type(provider)) is not None
+        }
 
     def provider(self, wanted: type, marks: Sequence[object]) -> Provider | None:
         """Return the provider that a mark names, or the one of the wanted type, or of a type that can stand for it."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cqrs.errors import Problem
 
 if TYPE_CHECKING:
-    from cqrs.plan import Provider
+    from collections.abc import Callable, Mapping, Sequence
+
+    from cqrs.injection import Provider
 
 
 class MappingResolver:
@@ -20,7 +21,9 @@ class MappingResolver:
         for made, factory in factories.items():
             if not callable(factory) or _needs_arguments(factory):
                 cure = f"Write {{{made.__name__}: lambda: ...}}; what it needs comes from the surrounding code."
-                problems.append(Problem(f"container[{made.__name__}] is no factory that can be called without arguments", cure))
+                problems.append(
+                    Problem(f"container[{made.__name__}] is no factory that can be called without arguments", cure)
+                )
 
     def provider(self, wanted: type, _marks: Sequence[object]) -> Provider | None:
         """Return the factory of the type."""

@@ -86,13 +86,19 @@ def _is_usable(url: URL, schema: str | None, problems: list[Problem]) -> bool:
     shown = url.render_as_string(hide_password=True)
     known = len(problems)
     if url.get_backend_name() != "sqlite":
-        problems.append(Problem(f"The database {shown} is not SQLite, all that this version stores on", f"Use {EXAMPLE}."))
+        problems.append(
+            Problem(f"The database {shown} is not SQLite, all that this version stores on", f"Use {EXAMPLE}.")
+        )
     elif url.get_driver_name() != "aiosqlite":
         cure = f"Name the async driver: {EXAMPLE}."
-        problems.append(Problem(f"The database {shown} has the driver '{url.get_driver_name()}', which is not async", cure))
+        problems.append(
+            Problem(f"The database {shown} has the driver '{url.get_driver_name()}', which is not async", cure)
+        )
     elif sqlite.is_in_memory(url):
         cure = f"Use a file: {EXAMPLE}; in tests a temporary one."
-        what = f"The database {shown} is in memory, where sessions would share one connection and undo each other's work"
+        what = (
+            f"The database {shown} is in memory, where sessions would share one connection and undo each other's work"
+        )
         problems.append(Problem(what, cure))
     elif schema is not None:
         problems.append(Problem("schema= has no meaning on SQLite", "Use prefix= to keep applications apart."))

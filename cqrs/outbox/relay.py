@@ -9,16 +9,15 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
     from cqrs.codec import Envelope
     from cqrs.outbox.store import Claimed, Store
@@ -94,7 +93,7 @@ class Relay:
         *,
         end: Callable[[str, BaseException, int], tuple[float | None, bool]],
         skipping: Collection[str] = (),
-        pace: Pace = Pace(),  # noqa: B008 - frozen
+        pace: Pace = Pace(),
         crash: Callable[[str], None] = lambda _point: None,
     ) -> None:
         self.owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid4().hex[:8]}"
@@ -191,7 +190,9 @@ class Relay:
     def _sort(
         self, rows: Sequence[Claimed], outcomes: Sequence[Outcome]
     ) -> tuple[list[Claimed], list[Verdict], list[Claimed]]:
-        done, failed, returned = [], [], []
+        done: list[Claimed] = []
+        failed: list[Verdict] = []
+        returned: list[Claimed] = []
         for row, outcome in zip(rows, outcomes, strict=True):
             if isinstance(outcome, Failed):
                 failed.append(self._judge(row, outcome))
@@ -223,7 +224,7 @@ class Relay:
 
     @asynccontextmanager
     async def _renewing(self, renew: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-        """Show a sign of life every quarter of the lease; one that is lost costs duplicates, which the inbox absorbs."""
+        """Show a sign of life every quarter of the lease; a lost lease costs duplicates, which the inbox absorbs."""
 
         async def beat() -> None:
             while True:

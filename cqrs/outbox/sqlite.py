@@ -6,13 +6,14 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, event, func, literal
-from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy.engine import URL, Connection
 
 BUSY_TIMEOUT = 10.0
 TIME = "%Y-%m-%d %H:%M:%f"
@@ -63,11 +64,11 @@ def seconds_until(moment: ColumnElement[Any]) -> ColumnElement[float]:
 
 def _beginning_with(engine: AsyncEngine, statement: str) -> AsyncEngine:
     own = engine.execution_options()
-    event.listen(own.sync_engine, "begin", _begin(own.sync_engine, statement))
+    event.listen(own.sync_engine, "begin", _begin(statement))
     return own
 
 
-def _begin(engine: Engine, statement: str) -> Callable[[Connection], None]:
+def _begin(statement: str) -> Callable[[Connection], None]:
     def begin(connection: Connection) -> None:
         # The driver's own call: one trip to its thread, where a SQLAlchemy cursor makes four.
         driver: Any = connection.connection.driver_connection

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import monotonic
@@ -13,19 +12,21 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from cqrs import migrations
-from cqrs.context import Context
 from cqrs.errors import DrainTimeout, NotOpen, SchemaError
-from cqrs.outbox.database import Database
 from cqrs.outbox.desk import Outbox
 from cqrs.outbox.relay import Pace, Publisher, Relay, describe
-from cqrs.outbox.schema import VERSION
 from cqrs.outbox.store import DEAD, Store
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
 from cqrs.registry import Kind
+from cqrs.schema import VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
     from cqrs.codec import Envelope
-    from cqrs.plan import Handler
+    from cqrs.context import Context
+    from cqrs.outbox.database import Database
+    from cqrs.signature import Handler
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ LOOK = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keeping:
-    """What is kept how long, in seconds: inbox rows longer than a broker keeps messages; dead letters (None) for ever."""
+    """What is kept how long, in seconds: inbox rows longer than a broker keeps messages, dead letters for ever (None)."""
 
     inbox: float = 14 * 86400.0
     dead: float | None = None
@@ -181,13 +182,17 @@ class Storage:
             await asyncio.sleep(HOUSEKEEPING)
             try:
                 await self.store.wake_heads(self._skipping)
-                while await self.store.forget(inbox=self._keeping.inbox, dead=self._keeping.dead):
-                    await asyncio.sleep(0.1)
+                await self._forget()
                 if len(self._emitted) > REMEMBERED:
                     await self._unended()
                 await self._report_unserved(UNCLAIMED)
             except Exception as error:  # noqa: BLE001 - tried again in a minute
                 log.warning("Housekeeping failed and is tried again: %s", error)
+
+    async def _forget(self) -> None:
+        for _ in range(100):
+            if not await self.store.forget(inbox=self._keeping.inbox, dead=self._keeping.dead):
+                return
 
     # Draining
 
@@ -221,7 +226,9 @@ async def _wait_for(event: asyncio.Event, seconds: float) -> None:
 
 def _sessions(database: Database, engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
     options = {"expire_on_commit": False, **database.sessions, "bind": engine}
-    options["sync_session_class"] = watched(options.get("sync_session_class", database.session_class.sync_session_class))
+    options["sync_session_class"] = watched(
+        options.get("sync_session_class", database.session_class.sync_session_class)
+    )
     return async_sessionmaker(class_=database.session_class, **options)
 
 
@@ -238,6 +245,7 @@ def _schema_advice(number: int, database: Database) -> str:
         )
     found = "no tables of cqrs-toolkit" if number == 0 else f"schema number {number}"
     return (
-        f"{url} has {found}, and this version needs number {VERSION}. Add `cqrs.migrations.upgrade(op, to={VERSION})` to a "
-        f"revision of your Alembic project and run `alembic upgrade head`; without Alembic, pass migrate=True to bootstrap."
+        f"{url} has {found}, and this version needs number {VERSION}. Add `cqrs.migrations.upgrade(op, to={VERSION})` "
+        "to a revision of your Alembic project and run `alembic upgrade head`; without Alembic, pass migrate=True to "
+        "bootstrap."
     )

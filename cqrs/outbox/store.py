@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -28,9 +27,11 @@ from sqlalchemy import (
 from cqrs.codec import Envelope, headers_of, headers_text
 from cqrs.errors import DecodingError
 from cqrs.outbox import sqlite
-from cqrs.outbox.schema import tables
+from cqrs.schema import tables
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 WAITING, DEAD, SCHEDULED = "waiting", "dead", "scheduled"
@@ -72,7 +73,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a relay has to do: rows in the outbox now, and the seconds until the first retry is due (None: there is none)."""
+    """What a relay has to do: rows in the outbox now, and the seconds until the first retry is due (None: no retry)."""
 
     outbox: bool
     due: float | None
@@ -322,7 +323,9 @@ class Store:
         found: set[tuple[str, str]] = set()
         async with self.readers.connect() as connection:
             for some in _chunks(sorted({envelope.message_id for envelope in envelopes})):
-                rows = await connection.execute(select(table.c.handler, table.c.message_id).where(table.c.message_id.in_(some)))
+                rows = await connection.execute(
+                    select(table.c.handler, table.c.message_id).where(table.c.message_id.in_(some))
+                )
                 found.update((row.handler, row.message_id) for row in rows)
         return found
 
@@ -408,7 +411,7 @@ class Store:
     # Retention
 
     async def forget(self, *, inbox: float, dead: float | None, limit: int = 1000) -> int:
-        """Delete inbox rows, and dead letters where `dead` is given, older than so many seconds: at most `limit` of each.
+        """Delete inbox rows, and with `dead` dead letters, older than so many seconds: at most `limit` of each.
 
         A dead letter that blocks its key is kept: it holds back what must not overtake it.
         """

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from cqrs.codec import BROKER, Envelope, key_text, saved_headers
-from cqrs.context import Context, running
+from cqrs.context import running, trace_of
 from cqrs.errors import CommitUnknown, EncodingError, TransactionMisuse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
 
     from cqrs.outbox.store import Store
     from cqrs.plan import Plan
@@ -27,7 +28,7 @@ UNIT = "cqrs_unit"
 """Where a session's `info` holds the unit that it belongs to."""
 
 
-class AlreadyTaken(Exception):  # noqa: N818 - a signal to the delivery, no error
+class AlreadyTaken(Exception):
     """The inbox says that this handler has taken this message before."""
 
 
@@ -80,7 +81,7 @@ class Transaction:
                 "Give bootstrap a broker, or decorate a handler of it."
             )
         name, topic, key = (route.name, route.topic, route.key) if route else (plan.name, plan.name, None)
-        trace = context._traced().caused()  # noqa: SLF001 - the trace of what this context causes
+        trace = trace_of(context).caused()
         if plan.notification:
             event.event_id = trace.message_id
         assert plan.codec is not None  # noqa: S101 - is_saved() implies one
@@ -199,34 +200,29 @@ class Adopted(Transaction):
 
 def watched(base: type[Session]) -> type[Session]:
     """Return a session class that tells its unit what is done with it; made once an application."""
-    session_class = type(f"Watched{base.__name__}", (base,), {})
-
-    def unit(session: Session) -> Transaction | None:
-        return session.info.get(UNIT)
-
-    def after_begin(session: Session, _transaction: Any, connection: Any) -> None:
-        if (owner := unit(session)) is not None:
-            owner.begun(connection)
-
-    def do_orm_execute(state: Any) -> None:
-        if (owner := unit(state.session)) is not None:
-            owner.used()
-
-    def before_flush(session: Session, *_: Any) -> None:
-        if (owner := unit(session)) is not None:
-            owner.used()
-
-    def before_commit(session: Session) -> None:
-        if (owner := unit(session)) is not None:
-            owner.committing(session)
-
-    def after_rollback(session: Session) -> None:
-        if (owner := unit(session)) is not None:
-            owner.rolled_back()
-
-    for listener in (after_begin, do_orm_execute, before_flush, before_commit, after_rollback):
-        event.listen(session_class, listener.__name__, listener)
+    session_class: type[Session] = type(f"Watched{base.__name__}", (base,), {})
+    for name, tell in _TOLD.items():
+        event.listen(session_class, name, _telling(tell))
     return session_class
+
+
+_TOLD: dict[str, Callable[..., None]] = {
+    "after_begin": lambda unit, _session, _transaction, connection: unit.begun(connection),
+    "do_orm_execute": lambda unit, _session: unit.used(),
+    "before_flush": lambda unit, _session, *_: unit.used(),
+    "before_commit": lambda unit, session: unit.committing(session),
+    "after_rollback": lambda unit, _session: unit.rolled_back(),
+}
+
+
+def _telling(tell: Callable[..., None]) -> Callable[..., None]:
+    def listener(subject: Any, *arguments: Any) -> None:
+        session: Session = getattr(subject, "session", subject)
+        unit = session.info.get(UNIT)
+        if unit is not None:
+            tell(unit, session, *arguments)
+
+    return listener
 
 
 async def _shielded(ending: Any) -> None:
@@ -238,5 +234,5 @@ async def _shielded(ending: Any) -> None:
         if not task.done():
             await asyncio.wait({task})
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("The end of a cancelled command's transaction failed: %s", error, exc_info=error)
+            log.exception("The end of a cancelled command's transaction failed.", exc_info=error)
         raise

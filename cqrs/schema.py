@@ -28,7 +28,9 @@ TOPIC_LIMIT = 249
 
 def text_type(length: int) -> String:
     """Return a text that compares byte by byte: MySQL's default collation takes 'a' for 'A' and for 'a '."""
-    return String(length).with_variant(mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+    return String(length).with_variant(
+        mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+    )
 
 
 def bytes_type() -> LargeBinary:

@@ -1,0 +1,337 @@
+"""Reads a handler's signature, once: what it handles, what it needs, and everything that is wrong with it.
+
+The only module that looks at the annotations of handlers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import partial
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints
+
+from cqrs.errors import Problem
+from cqrs.handlers import EventHandler, RequestHandler
+from cqrs.injection import Dependencies, Provider, Source, construct, from_provider, handle_with, inject
+from cqrs.messages import Command, Query, Request
+from cqrs.registry import EventOptions, HandlerRecord, Kind, source_of
+from cqrs.retry import OnDead, Policies, policies
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from cqrs.context import Call, Context
+
+MAKERS: dict[Kind, str] = {kind: f"@cqrs.{kind}_handler" for kind in Kind}
+KNOWN_OPTIONS: dict[Kind, frozenset[str]] = {
+    Kind.COMMAND: frozenset({"name", "middlewares"}),
+    Kind.QUERY: frozenset({"name", "middlewares"}),
+    Kind.EVENT: EventOptions.__optional_keys__,
+}
+
+
+class Resolver(Protocol):
+    """Finds what a container provides; asked once a parameter, at bootstrap."""
+
+    def provider(self, wanted: type, marks: Sequence[object]) -> Provider | None:
+        """Return the provider of a type, or of the mark (in `Annotated`, or as default) that names one.
+
+        Returns None when nothing provides it; raises `LookupError` with the reason when it cannot be decided.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Injector:
+    """Where parameters come from: what the running context has, then the container."""
+
+    from_context: Mapping[type, Source]
+    container: Resolver
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Handler:
+    """A handler ready to be called: its dependencies are injected and its middlewares around it."""
+
+    name: str
+    """`module:qualname`, or the name it was given: its identity in tables and logs."""
+    call: Call
+    where: str
+    bare: Callable[[Any], Awaitable[Any]] | None = None
+    """The function itself, where it needs nothing but the message and has no middlewares: one call less a send."""
+    durable: bool = False
+    concurrent: bool = False
+    retry: Policies | None = None
+    on_dead: OnDead | None = None
+    timeout: float | None = None
+
+
+def read(record: HandlerRecord, injector: Injector, problems: list[Problem], script: str) -> list[tuple[type, Handler]]:
+    """Return a handler for each message type that the record takes; what is wrong is added to `problems`.
+
+    `script` is the name that the module `__main__` goes by.
+    """
+    return _Reading(record, injector, problems, script).result()
+
+
+def path_of(target: Any) -> str:
+    """Return the dotted path of a function or class."""
+    return f"{target.__module__}.{target.__qualname__}"
+
+
+class _Reading:
+    """The reading of one record: what it handles, what it needs, and everything that is wrong with it."""
+
+    def __init__(self, record: HandlerRecord, injector: Injector, problems: list[Problem], script: str) -> None:
+        self.record = record
+        self.target = record.target
+        self.injector = injector
+        self.problems = problems
+        self.where = source_of(record.target)
+        module = script if record.module == "__main__" else record.module
+        self.path = f"{module}.{getattr(self.target, '__qualname__', self.target)}"
+        self.name = record.options.get("name") or f"{module}:{getattr(self.target, '__qualname__', self.target)}"
+        self.is_class = isinstance(self.target, type)
+        self.needs_nothing = False
+
+    def result(self) -> list[tuple[type, Handler]]:
+        """Return a handler for each message type that the record takes; none when it is unusable."""
+        function = self._function()
+        if function is None or not self._options_are_known():
+            return []
+        hints = self._hints(function)
+        parameters = self._parameters(function)
+        if hints is None or not parameters:
+            return []
+        messages = self._messages(parameters[0], hints)
+        call = self._call(parameters[1:], hints)
+        if call is None or not messages:
+            return []
+        self._check_kind(messages)
+        self._check_reply(messages, hints)
+        return [(message, self._handler(call)) for message in messages]
+
+    def _handler(self, call: Call) -> Handler:
+        options = self.record.options
+        for middleware in reversed(options.get("middlewares", ())):
+            call = partial(middleware, call_next=call)
+        retry = options.get("retry")
+        return Handler(
+            self.name,
+            call,
+            self.where,
+            bare=self.target if self.needs_nothing and not options.get("middlewares") else None,
+            durable=options.get("durable", False),
+            concurrent=options.get("concurrent", False),
+            retry=None if retry is None else policies(retry),
+            on_dead=options.get("on_dead"),
+            timeout=options.get("timeout"),
+        )
+
+    def _problem(self, what: str, cure: str) -> None:
+        self.problems.append(Problem(f"{self.path}: {what}", cure, self.where))
+
+    def _function(self) -> Callable[..., Any] | None:
+        function = getattr(self.target, "handle", None) if self.is_class else self.target
+        if function is None:
+            self._problem("a handler class needs `async def handle(self, message)`", "Add it.")
+        elif inspect.isasyncgenfunction(function):
+            self._problem("an async generator is a streaming handler, which this version cannot run", "Return a list.")
+        elif not inspect.iscoroutinefunction(function):
+            cure = "Make it `async def` and call blocking code through `await asyncio.to_thread(...)`."
+            self._problem("a handler is a coroutine function, this one is a plain function", cure)
+        else:
+            return function
+        return None
+
+    def _options_are_known(self) -> bool:
+        unknown = sorted(set(self.record.options) - KNOWN_OPTIONS[self.record.kind])
+        if unknown:
+            known = ", ".join(sorted(KNOWN_OPTIONS[self.record.kind]))
+            self._problem(f"{MAKERS[self.record.kind]} has no option {', '.join(unknown)}", f"There are: {known}.")
+        return not unknown
+
+    def _hints(self, function: Any) -> dict[str, Any] | None:
+        try:
+            return get_type_hints(function, include_extras=True)
+        except Exception as error:  # noqa: BLE001 - an annotation may be any expression
+            cure = "Import what annotations name at run time too, not only under TYPE_CHECKING."
+            self._problem(f"its annotations cannot be resolved: {error}", cure)
+            return None
+
+    def _parameters(self, function: Callable[..., Any]) -> list[inspect.Parameter]:
+        parameters = list(inspect.signature(function).parameters.values())
+        if self.is_class:
+            parameters = parameters[1:]
+        if not parameters or parameters[0].kind not in _POSITIONAL:
+            self._problem(
+                "the first parameter of a handler is its message, and there is none", "Add `message: YourMessage`."
+            )
+            return []
+        return parameters
+
+    def _messages(self, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> list[type]:
+        annotation = _bare(hints.get(parameter.name, _base_argument(self.target)))
+        bound = self.record.message
+        if annotation is None and bound is None:
+            cure = "Annotate it with the message's class; the annotation decides what the handler is for."
+            self._problem(f"its first parameter '{parameter.name}' has no annotation", cure)
+            return []
+        wanted = _members(annotation) if self.record.kind is Kind.EVENT else [annotation]
+        messages = [get_origin(member) or member for member in wanted]
+        if bound is not None:
+            if all(isinstance(message, type) and not issubclass(bound, message) for message in messages):
+                self._problem(
+                    f"it was bound to {path_of(bound)}, but handles {_show(annotation)}", "Bind it to the latter."
+                )
+            return [bound]
+        if not all(_is_message(message) for message in messages):
+            cure = "Use a class of its own: a cqrs.Command, Query or Event, another pydantic model, or a dataclass."
+            self._problem(f"its first parameter '{parameter.name}: {_show(annotation)}' is no message class", cure)
+            return []
+        return messages
+
+    def _check_kind(self, messages: Sequence[type]) -> None:
+        kinds = {Command: Kind.COMMAND, Query: Kind.QUERY}
+        for message in messages:
+            expected = next((kind for base, kind in kinds.items() if issubclass(message, base)), self.record.kind)
+            if expected is not self.record.kind:
+                what = f"it is a {self.record.kind} handler, but {path_of(message)} is a {expected}"
+                self._problem(what, f"Decorate it with {MAKERS[expected]}.")
+
+    def _check_reply(self, messages: Sequence[type], hints: Mapping[str, Any]) -> None:
+        if "return" not in hints or self.record.kind is Kind.EVENT:
+            return
+        for message in messages:
+            promised = _reply_type(message)
+            if promised is not Any and not _fits(_bare(hints["return"]), promised):
+                what = f"it returns {_show(hints['return'])}, but {path_of(message)} promises {_show(promised)}"
+                self._problem(what, "Make the two agree: callers see the type that the message promises.")
+
+    def _call(self, further: Sequence[inspect.Parameter], hints: Mapping[str, Any]) -> Call | None:
+        if not self.is_class:
+            dependencies = self._dependencies(further, hints)
+            self.needs_nothing = dependencies is not None and not dependencies
+            return None if dependencies is None else inject(self.target, dependencies)
+        if any(parameter.default is parameter.empty for parameter in further):
+            self._problem("`handle` takes the message alone", "Ask for dependencies in `__init__`.")
+            return None
+        return self._class_call()
+
+    def _class_call(self) -> Call | None:
+        make = self._provided_class()
+        if make is None:
+            init: Any = self.target.__init__  # type: ignore[misc]  # of the class, not of an instance
+            hints = self._hints(init) if inspect.isfunction(init) else {}
+            if hints is None:
+                return None
+            parameters = list(inspect.signature(init).parameters.values())[1:] if inspect.isfunction(init) else []
+            dependencies = self._dependencies(parameters, hints)
+            if dependencies is None:
+                return None
+            make = construct(self.target, dependencies)
+        return handle_with(make, reads_events=hasattr(self.target, "events"))
+
+    def _provided_class(self) -> Source | None:
+        try:
+            provider = self.injector.container.provider(self.target, ())
+        except LookupError as error:
+            self._problem(str(error), "Remove one of them.")
+            return None
+        return None if provider is None else from_provider(provider)
+
+    def _dependencies(self, parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any]) -> Dependencies | None:
+        """Return the parameters' sources; None when one of them has none."""
+        found: dict[str, tuple[Source, bool]] = {}
+        complete, contiguous = True, True
+        for parameter in parameters:
+            if parameter.kind in _VARIADIC:
+                continue
+            source = self._source(parameter, hints.get(parameter.name))
+            if source is not None:
+                found[parameter.name] = (source, contiguous and parameter.kind in _POSITIONAL)
+            elif parameter.default is parameter.empty:
+                complete = False
+            else:
+                contiguous = False
+        return found if complete else None
+
+    def _source(self, parameter: inspect.Parameter, hint: Any) -> Source | None:
+        wanted = _without_none(_bare(hint))
+        kind = get_origin(wanted) or wanted
+        marks = [*(get_args(hint)[1:] if get_origin(hint) is Annotated else ()), parameter.default]
+        try:
+            provider = self.injector.container.provider(kind if isinstance(kind, type) else object, marks)
+        except LookupError as error:
+            self._problem(f"parameter '{parameter.name}': {error}", 'Name one: Annotated[T, Provide["name"]].')
+            return _nothing
+        if kind in self.injector.from_context and provider is None:
+            return self.injector.from_context[kind]
+        if provider is not None:
+            return from_provider(provider)
+        if parameter.default is parameter.empty:
+            what = f"nothing provides '{parameter.name}' ({'not annotated' if hint is None else _show(hint)})"
+            self._problem(what, "Add a provider of that type to the container, or give the parameter a default.")
+        return None
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _nothing(_context: Context) -> None:
+    """Stand in for a source that could not be decided; bootstrap raises before it is ever called."""
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _members(annotation: Any) -> list[Any]:
+    return list(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else [annotation]
+
+
+def _without_none(annotation: Any) -> Any:
+    members = [member for member in _members(annotation) if member is not NoneType]
+    return members[0] if len(members) == 1 else annotation
+
+
+def _is_message(annotation: Any) -> bool:
+    is_class = isinstance(annotation, type) and annotation.__module__ != "builtins"
+    return is_class and not issubclass(annotation, dict) and annotation not in (Request, Command, Query)
+
+
+def _base_argument(target: Any) -> Any:
+    """Return the message of a base like `RequestHandler[Message, Reply]` or `EventHandler[Message]`, if there is one."""
+    for base in getattr(target, "__orig_bases__", ()):
+        if get_origin(base) in (RequestHandler, EventHandler):
+            return get_args(base)[0]
+    return None
+
+
+def _reply_type(message: type) -> Any:
+    """Return the R of a `Command[R]` or `Query[R]`; Any where none was given."""
+    for base in message.__mro__:
+        generic = getattr(base, "__pydantic_generic_metadata__", None) or {}
+        if generic.get("origin") in (Command, Query) and generic["args"]:
+            reply = generic["args"][0]
+            return NoneType if reply is None else reply
+    return Any
+
+
+def _fits(returned: Any, promised: Any) -> bool:
+    """Whether a return annotation can be what was promised; in doubt, yes: a type checker knows better."""
+    if returned is Any or returned == promised or any(_fits(returned, m) for m in _members(promised) if m != promised):
+        return True
+    members = _members(returned)
+    if len(members) > 1:
+        return all(_fits(member, promised) for member in members)
+    ours, theirs = get_origin(returned) or returned, get_origin(promised) or promised
+    if not (isinstance(ours, type) and isinstance(theirs, type)):
+        return True
+    same_arguments = not (get_args(returned) and get_args(promised)) or get_args(returned) == get_args(promised)
+    return issubclass(ours, theirs) and same_arguments
+
+
+def _show(annotation: Any) -> str:
+    return annotation.__qualname__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
