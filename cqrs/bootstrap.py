@@ -241,11 +241,11 @@ def _check(wishes: _Wishes, found: _Found, plans: Mapping[type, Plan], problems:
 
 
 def _own_publications(found: _Found, plans: Mapping[type, Plan]) -> list[Publication]:
-    own: dict[type, Publication] = {}
-    for event, publication in found.publications.items():
-        if event in plans or event.__module__ in found.modules:
-            own[event] = publication
-    return list(own.values())
+    return [
+        publication
+        for event, publication in found.publications.items()
+        if event in plans or event.__module__ in found.modules
+    ]
 
 
 def _check_destination(

@@ -35,18 +35,23 @@ class Unit(Protocol):
     @property
     def session(self) -> AsyncSession:
         """The session of the transaction, connected at its first use."""
+        ...
 
     def save(self, plan: Plan, event: Any, context: Context) -> None:
         """Encode a published or durable event; its rows are inserted right before COMMIT."""
+        ...
 
     async def commit(self) -> None:
         """Insert what was saved and commit. A query's unit is rolled back instead."""
+        ...
 
     async def rollback(self) -> None:
         """Undo everything and close the session."""
+        ...
 
     def doom(self, message: Any) -> None:
         """Refuse the commit: a nested command failed after it may have changed something here."""
+        ...
 
 
 class Application(Protocol):
@@ -54,12 +59,15 @@ class Application(Protocol):
 
     def plan_of(self, message: type) -> Plan:
         """Return the plan of a message type; for an event that nobody handles an empty one."""
+        ...
 
     def begin(self, context: Context) -> Unit:
         """Open the unit of work of a root context."""
+        ...
 
     def send(self, message: Any) -> Awaitable[Any]:
         """Send a message; inside a handler it joins the running transaction."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

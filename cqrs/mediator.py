@@ -40,24 +40,31 @@ class Storage(Protocol):
     @property
     def outbox(self) -> Outbox:
         """What was saved and has not ended."""
+        ...
 
     def begin(self, context: Context) -> Unit:
         """Open the unit of work of a root context. Raises `NotOpen` outside `async with app`."""
+        ...
 
     def adopt(self, session: AsyncSession) -> Unit:
         """Return a unit within a transaction that the caller began and will commit."""
+        ...
 
     def deliver_to(self, handler: Handler, message_id: str) -> Unit:
         """Return a unit in which this handler's inbox row says that it has taken this message."""
+        ...
 
     async def __aenter__(self) -> Self:
         """Open connections, check the schema, and begin to relay."""
+        ...
 
     async def __aexit__(self, *exception: object) -> None:
         """Finish what is in flight within the grace period, and close."""
+        ...
 
     async def drain(self, timeout: float) -> None:
         """Wait until what this process emitted has ended."""
+        ...
 
 
 class Mediator:
@@ -247,7 +254,7 @@ def _sender(app: Mediator, plan: Plan, call: Call, bare: Callable[[Any], Awaitab
     async def send(message: Any) -> Any:
         if current.get() is not None and (parent := running(app)) is not None:
             return await _join(app, plan, message, parent)
-        context = Context()
+        context: Any = Context()  # Any: a type checker takes the None of here for lasting
         context.app = app
         context.plan = plan
         context.message = message

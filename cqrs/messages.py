@@ -36,6 +36,7 @@ class Response(pydantic.BaseModel):
         @property
         def data(self) -> dict[str, Any]:
             """The reply's fields as a dict of Python values."""
+            ...
 
     else:
 

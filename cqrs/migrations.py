@@ -44,7 +44,7 @@ def upgrade(
 def downgrade(
     op: Any, *, to: int = 0, since: int | None = None, prefix: str = "cqrs_", schema: str | None = None
 ) -> None:
-    """Undo `upgrade` from the number `since` (by default the one after `to`) down to `to`; tables go with their rows."""
+    """Undo `upgrade` from the number `since` (by default the one after `to`) down to `to`."""
     for number in range(to + 1 if since is None else since, to, -1):
         _revision(number).downgrade(op, prefix, schema)
 

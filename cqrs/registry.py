@@ -21,6 +21,7 @@ class Middleware(Protocol):
 
     def __call__(self, message: Any, context: Context, call_next: Call) -> Awaitable[Any]:
         """Answer the message, as a rule by awaiting `call_next(message, context)`."""
+        ...
 
 
 class Kind(StrEnum):

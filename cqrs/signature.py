@@ -9,7 +9,7 @@ import inspect
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints  # pyright: ignore[reportDeprecated]
 
 from cqrs.errors import Problem
 from cqrs.handlers import EventHandler, RequestHandler
@@ -39,6 +39,7 @@ class Resolver(Protocol):
 
         Returns None when nothing provides it; raises `LookupError` with the reason when it cannot be decided.
         """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class _Reading:
 
     def __init__(self, record: HandlerRecord, injector: Injector, problems: list[Problem], script: str) -> None:
         self.record = record
-        self.target = record.target
+        self.target: Any = record.target
         self.injector = injector
         self.problems = problems
         self.where = source_of(record.target)
@@ -132,7 +133,7 @@ class _Reading:
         self.problems.append(Problem(f"{self.path}: {what}", cure, self.where))
 
     def _function(self) -> Callable[..., Any] | None:
-        function = getattr(self.target, "handle", None) if self.is_class else self.target
+        function: Callable[..., Any] | None = getattr(self.target, "handle", None) if self.is_class else self.target
         if function is None:
             self._problem("a handler class needs `async def handle(self, message)`", "Add it.")
         elif inspect.isasyncgenfunction(function):
@@ -178,7 +179,7 @@ class _Reading:
             self._problem(f"its first parameter '{parameter.name}' has no annotation", cure)
             return []
         wanted = _members(annotation) if self.record.kind is Kind.EVENT else [annotation]
-        messages = [get_origin(member) or member for member in wanted]
+        messages: list[Any] = [get_origin(member) or member for member in wanted]
         if bound is not None:
             if all(isinstance(message, type) and not issubclass(bound, message) for message in messages):
                 self._problem(
@@ -221,7 +222,7 @@ class _Reading:
     def _class_call(self) -> Call | None:
         make = self._provided_class()
         if make is None:
-            init: Any = self.target.__init__  # type: ignore[misc]  # of the class, not of an instance
+            init = self.target.__init__
             hints = self._hints(init) if inspect.isfunction(init) else {}
             if hints is None:
                 return None
@@ -275,6 +276,7 @@ class _Reading:
         return None
 
 
+_UNIONS = (UnionType, Union)  # pyright: ignore[reportDeprecated]  # what `Optional[X]` is before Python 3.14
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -288,7 +290,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _members(annotation: Any) -> list[Any]:
-    return list(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else [annotation]
+    return list(get_args(annotation)) if get_origin(annotation) in _UNIONS else [annotation]
 
 
 def _without_none(annotation: Any) -> Any:
@@ -302,7 +304,7 @@ def _is_message(annotation: Any) -> bool:
 
 
 def _base_argument(target: Any) -> Any:
-    """Return the message of a base like `RequestHandler[Message, Reply]` or `EventHandler[Message]`, if there is one."""
+    """Return the message of a base `RequestHandler[Message, Reply]` or `EventHandler[Message]`, if any."""
     for base in getattr(target, "__orig_bases__", ()):
         if get_origin(base) in (RequestHandler, EventHandler):
             return get_args(base)[0]

@@ -7,13 +7,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, 
 from typing import TYPE_CHECKING, Any, Self, get_args, get_origin, get_type_hints
 
 from dependency_injector import providers
-from dependency_injector.wiring import _Marker
+from dependency_injector.wiring import Provide
 
 from cqrs.integrations.mapping import stands_for
 
 if TYPE_CHECKING:
     from cqrs.injection import Provider
 
+_MARK: type[Any] = type(Provide["name"])
+"""What `Provide["name"]` is; the library gives the class no public name."""
 _GENERATORS = (AsyncIterator, AsyncGenerator, Iterator, Generator)
 
 
@@ -34,8 +36,8 @@ class ContainerResolver:
     def provider(self, wanted: type, marks: Sequence[object]) -> Provider | None:
         """Return the provider that a mark names, or the one of the wanted type, or of a type that can stand for it."""
         for mark in marks:
-            if isinstance(mark, _Marker):
-                return self._marked(mark.provider)
+            if isinstance(mark, _MARK):
+                return self._marked(getattr(mark, "provider"))  # noqa: B009 - known to no type checker
         if wanted.__module__ == "builtins":
             return None
         exact = [name for name, made in self._made.items() if made is wanted]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class MappingResolver:
     """Finds the factory of a type, or the one factory of a type that can stand for it."""
 
-    def __init__(self, factories: Mapping[type, Provider], problems: list[Problem]) -> None:
+    def __init__(self, factories: Mapping[type, Any], problems: list[Problem]) -> None:
         self._factories = factories
         for made, factory in factories.items():
             if not callable(factory) or _needs_arguments(factory):
@@ -25,7 +25,7 @@ class MappingResolver:
                     Problem(f"container[{made.__name__}] is no factory that can be called without arguments", cure)
                 )
 
-    def provider(self, wanted: type, _marks: Sequence[object]) -> Provider | None:
+    def provider(self, wanted: type, marks: Sequence[object]) -> Provider | None:  # noqa: ARG002 - a mapping knows no names
         """Return the factory of the type."""
         if wanted in self._factories or wanted.__module__ == "builtins":
             return self._factories.get(wanted)

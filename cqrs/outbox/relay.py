@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 
     from cqrs.codec import Envelope
     from cqrs.outbox.store import Claimed, Store
@@ -53,9 +53,11 @@ class Publisher(Protocol):
 
     async def open(self) -> None:
         """Connect. Called once, before anything is published."""
+        ...
 
     async def close(self) -> None:
         """Finish or give up what is in flight, and disconnect."""
+        ...
 
     async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
         """Deliver, and return one outcome an envelope, in their order.
@@ -64,6 +66,7 @@ class Publisher(Protocol):
         after the first of a lane that fails the rest of it is `NOT_SENT`; lanes do not wait for each other. It does
         not retry and raises nothing but cancellation: the relay decides what comes next.
         """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +226,7 @@ class Relay:
         await self._store.renew(self.owner, self._pace.lease)
 
     @asynccontextmanager
-    async def _renewing(self, renew: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    async def _renewing(self, renew: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
         """Show a sign of life every quarter of the lease; a lost lease costs duplicates, which the inbox absorbs."""
 
         async def beat() -> None:

@@ -40,7 +40,7 @@ LOOK = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keeping:
-    """What is kept how long, in seconds: inbox rows longer than a broker keeps messages, dead letters for ever (None)."""
+    """What is kept how long, in seconds: inbox rows longer than brokers keep messages, dead letters for ever (None)."""
 
     inbox: float = 14 * 86400.0
     dead: float | None = None
@@ -225,7 +225,7 @@ async def _wait_for(event: asyncio.Event, seconds: float) -> None:
 
 
 def _sessions(database: Database, engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
-    options = {"expire_on_commit": False, **database.sessions, "bind": engine}
+    options: dict[str, Any] = {"expire_on_commit": False, **database.sessions, "bind": engine}
     options["sync_session_class"] = watched(
         options.get("sync_session_class", database.session_class.sync_session_class)
     )

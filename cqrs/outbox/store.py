@@ -138,7 +138,7 @@ class Store:
             parked.c.state.in_((WAITING, SCHEDULED)), parked.c.destination.in_(destinations)
         )
         async with self.readers.connect() as connection:
-            row = (await connection.execute(select(waiting, due.scalar_subquery()))).one()
+            row: Any = (await connection.execute(select(waiting, due.scalar_subquery()))).one()
         return Probe(bool(row[0]), None if row[1] is None else row[1] - self.ahead)
 
     async def claim(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
+    from cqrs.context import Context
     from cqrs.outbox.store import Store
     from cqrs.plan import Plan
 
