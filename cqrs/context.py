@@ -1,13 +1,15 @@
 """What is known while a message is handled, and who may use its transaction.
 
 Every `send` and every delivery opens one `Context`; the one at the root owns the transaction, those of nested sends
-and of local events join it. The running context is found through a context variable.
+and of local events join it. The running context is found through a context variable, one `Running` a task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar, Token
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
@@ -99,14 +101,16 @@ class Context:
     """
 
     # Made for every send, without __init__: a Python call more would cost a fifth of the whole send.
-    __slots__ = ("app", "message", "open", "parent", "plan", "queue", "token", "trace", "unit")
+    __slots__ = ("app", "message", "open", "outer", "parent", "plan", "queue", "trace", "unit")
 
     app: Application
     plan: Plan
     message: Any
     parent: Context | None
-    token: Token[Context | None]
-    queue: list[tuple[Any, Context]] | None
+    """The context that caused this one: it sent the message, or emitted the event."""
+    outer: Context | None
+    """The context that runs again when this one has ended."""
+    queue: list[tuple[Plan, Any, Context]] | None
     """Local events that wait to be handled, each with the context that emitted it."""
     unit: Unit | None
     trace: Trace | None
@@ -153,18 +157,21 @@ class Context:
                 f"{type(event).__qualname__} was emitted after the handling of {type(self.message).__qualname__} had "
                 "ended. Emit before the handler returns, or use `await app.emit(event)`."
             )
-        if self.root.plan.kind is Kind.QUERY:
+        if self.plan.kind is Kind.QUERY:
             raise QueryViolation(
-                f"{type(event).__qualname__} was emitted while the query {type(self.root.message).__qualname__} was "
+                f"{type(event).__qualname__} was emitted while the query {type(self.message).__qualname__} was "
                 "handled. Queries change nothing: make it a command."
             )
         plan = self.app.plan_of(type(event))
-        if plan.is_saved(event):
-            transaction_of(self).save(plan, event, self)
-        if plan.is_local(event):
+        if plan.codec is not None:
+            if plan.is_saved(event):
+                transaction_of(self).save(plan, event, self)
+            if plan.route(event) is not None:
+                return
+        if plan.local or plan.concurrent:
             if self.queue is None:
                 self.queue = []
-            self.queue.append((event, self))
+            self.queue.append((plan, event, self))
 
     @overload
     def send(self, message: Command[Reply] | Query[Reply]) -> Awaitable[Reply]: ...
@@ -190,7 +197,40 @@ def trace_of(context: Context) -> Trace:
     return context.trace
 
 
-current: ContextVar[Context | None] = ContextVar("cqrs_context", default=None)
+class Running:
+    """What runs in one task: the innermost context, or None between two sends."""
+
+    # Kept by the task for all its sends, because setting a context variable costs as much as a plain send; known by
+    # the task's id, because a reference would be a cycle through the task's contextvars.Context.
+    __slots__ = ("context", "inherited", "loop", "task")
+
+    context: Context | None
+    inherited: Running | None
+    """What ran in the task that started this one, if anything did."""
+    loop: asyncio.AbstractEventLoop
+    task: int
+
+
+running: ContextVar[Running | None] = ContextVar("cqrs_running", default=None)
+
+if sys.version_info >= (3, 12):
+    current_task = asyncio.current_task
+else:
+    # In Python 3.11 asyncio.current_task asks for the loop, and that for the process id: as dear as the send itself.
+    current_task = vars(asyncio.tasks)["_current_tasks"].get
+
+
+def running_here() -> Running:
+    """Return what runs in this task, made at its first use; a new task inherits a look at its parent's."""
+    here = running.get()
+    if here is None or here.task != id(current_task(here.loop)):
+        inherited, here = here, Running()
+        here.context = None
+        here.inherited = inherited if inherited is not None and _is_busy(inherited) else None
+        here.loop = asyncio.get_running_loop()
+        here.task = id(current_task(here.loop))
+        running.set(here)
+    return here
 
 
 def open_context(app: Application, plan: Plan, message: Any, parent: Context | None, trace: Trace | None) -> Context:
@@ -198,32 +238,38 @@ def open_context(app: Application, plan: Plan, message: Any, parent: Context | N
 
     `close_context` must follow. The mediator opens the context of a plain `send` by itself, for speed.
     """
+    here = running_here()
     context = Context()
     context.app, context.plan, context.message, context.parent = app, plan, message, parent
     context.queue, context.unit, context.trace, context.open = None, None, trace, True
+    context.outer, here.context = here.context, context
     if parent is not None:
         _refuse_endless_chain(context)
-    context.token = current.set(context)
     return context
 
 
 def close_context(context: Context) -> None:
     """End a context: what still holds it can no longer emit, and the one before it runs again."""
     context.open = False
-    current.reset(context.token)
+    running_here().context = context.outer
 
 
-def running(app: Application | None = None) -> Context | None:
-    """Return the innermost context of the application (of any, without one) that has not ended.
+def innermost(app: Application | None = None) -> Context | None:
+    """Return the innermost running context of the application (of any, without one).
 
-    Raises `ForeignTask` when it belongs to another task, from which this one inherited it.
+    Raises `ForeignTask` when it runs in another task, which started this one.
     """
-    context = current.get()
-    while context is not None and not (context.open and (app is None or context.app is app)):
-        context = context.parent
-    if context is not None:
-        _refuse_foreign_task(context)
-    return context
+    here = running.get()
+    while here is not None:
+        context = here.context
+        while context is not None and not (app is None or context.app is app):
+            context = context.outer
+        if context is not None:
+            if here.task != id(current_task(here.loop)):
+                raise ForeignTask(context.message)
+            return context
+        here = here.inherited
+    return None
 
 
 def current_session() -> AsyncSession:
@@ -231,7 +277,7 @@ def current_session() -> AsyncSession:
 
     Raises `OutsideHandler` where no handler runs and `ForeignTask` in a task that the handler started.
     """
-    context = running()
+    context = innermost()
     if context is None:
         raise OutsideHandler(
             "cqrs.current_session() was called where no handler runs. Call it inside a handler, "
@@ -249,22 +295,19 @@ def transaction_of(context: Context) -> Unit:
     return context.unit
 
 
-def _refuse_foreign_task(context: Context) -> None:
-    # A task runs in a copy of its parent's contextvars.Context, and a token can be reset only where it was made: that
-    # tells a foreign task without asking, at every send, which task is running.
-    here = current.get()
-    try:
-        current.reset(context.token)
-    except ValueError:
-        raise ForeignTask(context.message) from None
-    context.token = current.set(here)
+def _is_busy(there: Running) -> bool:
+    return there.context is not None or (there.inherited is not None and _is_busy(there.inherited))
 
 
 def _refuse_endless_chain(context: Context) -> None:
-    chain: list[type] = []
-    link: Context | None = context
+    depth, link = 1, context.parent
     while link is not None:
-        chain.append(type(link.message))
-        link = link.parent
-    if len(chain) > CHAIN_LIMIT:
-        raise EventCycle(reversed(chain))
+        depth, link = depth + 1, link.parent
+    if depth > CHAIN_LIMIT:
+        raise EventCycle(reversed([type(link.message) for link in _chain(context)]))
+
+
+def _chain(context: Context | None) -> Iterator[Context]:
+    while context is not None:
+        yield context
+        context = context.parent

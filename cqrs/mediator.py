@@ -5,17 +5,26 @@ It has never heard of SQL: what is saved goes to the `Unit` of the root context.
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, overload
 
-from cqrs.context import Context, Trace, Unit, close_context, current, open_context, running, transaction_of
-from cqrs.errors import MisuseError, NotHandled, QueryViolation
+from cqrs.context import (
+    Context,
+    Trace,
+    Unit,
+    close_context,
+    current_task,
+    innermost,
+    open_context,
+    running,
+    running_here,
+)
+from cqrs.errors import MisuseError, NotHandled
 from cqrs.events import Event
+from cqrs.execution import abandon, around, attempt, join, settle
 from cqrs.plan import Plan, event_plan
 from cqrs.registry import Kind, Middleware, Publication
 
@@ -28,10 +37,6 @@ if TYPE_CHECKING:
     from cqrs.messages import Command, Query, Reply
     from cqrs.outbox import Outbox
     from cqrs.signature import Handler
-
-log = logging.getLogger(__name__)
-
-Send = Callable[[Any], Awaitable[Any]]
 
 
 class Storage(Protocol):
@@ -89,7 +94,7 @@ class Mediator:
         self._middlewares = middlewares
         self._resources = resources
         self._opened: AsyncExitStack | None = None
-        self._sends: dict[type, Send] = _Sends(self._make_send)
+        self._paths = _Paths(self._find_path)
 
     async def __aenter__(self) -> Self:
         """Open what was configured: the container's resources, the storage, the relay."""
@@ -111,12 +116,12 @@ class Mediator:
             await opened.__aexit__(kind, error, traceback)
 
     @overload
-    def send(self, message: Command[Reply] | Query[Reply]) -> Awaitable[Reply]: ...
+    async def send(self, message: Command[Reply] | Query[Reply]) -> Reply: ...
     @overload
-    def send(self, message: Event) -> Awaitable[None]: ...
+    async def send(self, message: Event) -> None: ...
     @overload
-    def send(self, message: object) -> Awaitable[Any]: ...
-    def send(self, message: Any) -> Awaitable[Any]:
+    async def send(self, message: object) -> Any: ...
+    async def send(self, message: Any) -> Any:
         """Send a message to its handlers; returns the reply, or None of an event.
 
         A command or query runs in one transaction, committed after its handler and the handlers of the local events;
@@ -125,7 +130,36 @@ class Mediator:
         each handler takes it once; it is never published. Raises `NotHandled` for a command or query without a
         handler, `ForeignTask` in a task that a running handler started.
         """
-        return self._sends[type(message)](message)
+        # The hot path: contexts of nested sends, events and deliveries are opened by open_context().
+        path = self._paths[type(message)]
+        here = running.get()
+        if here is None or here.context is not None or here.task != id(current_task(here.loop)):
+            parent = innermost(self)
+            if parent is not None:
+                return await join(path.plan, message, parent)
+            here = running_here()
+        if path.call is None:
+            return await self._send_event(path.plan, message)
+        context: Any = Context()  # Any: a type checker takes the None of here for lasting
+        context.app = self
+        context.plan = path.plan
+        context.message = message
+        context.queue = context.unit = context.trace = None
+        context.open = True
+        context.parent = context.outer = here.context
+        here.context = context
+        try:
+            reply = await (path.call(message, context) if path.bare is None else path.bare(message))
+            if context.queue is not None or context.unit is not None:
+                await settle(context)
+        except BaseException:
+            if context.unit is not None:
+                await abandon(context)
+            raise
+        finally:
+            context.open = False
+            here.context = context.outer
+        return reply
 
     async def emit(self, event: Any, session: AsyncSession | None = None) -> None:
         """Save an event outside a handler, in a transaction of its own or in that of the given session.
@@ -133,7 +167,7 @@ class Mediator:
         With a session nothing is committed here: the event exists when the session commits. Handlers of a local event
         run at once, in the same transaction. Inside a handler it is the same as `context.emit`.
         """
-        here = running(self)
+        here = innermost(self)
         if here is not None:
             here.emit(event)
             return
@@ -142,9 +176,9 @@ class Mediator:
             if session is not None:
                 context.unit = self._storage().adopt(session)
             context.emit(event)
-            await _settle(context)
+            await settle(context)
         except BaseException:
-            await _abandon(context)
+            await abandon(context)
             raise
         finally:
             close_context(context)
@@ -184,7 +218,7 @@ class Mediator:
         try:
             if self.storage is not None:
                 context.unit = self.storage.deliver_to(handler, trace.message_id)
-            await _around(self._middlewares, partial(_attempt, handler.call))(message, context)
+            await around(self._middlewares, partial(attempt, handler.call))(message, context)
         finally:
             close_context(context)
 
@@ -196,23 +230,19 @@ class Mediator:
             )
         return self.storage
 
-    def _make_send(self, message: type) -> Send:
+    def _find_path(self, message: type) -> _Path:
         plan = self.plans.get(message)
         if plan is None and not issubclass(message, Event):
             raise NotHandled(message, self.name)
         plan = plan or self.plan_of(message)
         if plan.kind is Kind.EVENT:
-            return partial(self._send_event, plan)
+            return _Path(plan)
         handler = plan.handlers[0]
         if self._middlewares:
-            return _sender(self, plan, _around(self._middlewares, partial(_attempt, handler.call)), None)
-        return _sender(self, plan, handler.call, handler.bare)
+            return _Path(plan, around(self._middlewares, partial(attempt, handler.call)))
+        return _Path(plan, handler.call, handler.bare)
 
     async def _send_event(self, plan: Plan, event: Any) -> None:
-        parent = running(self)
-        if parent is not None:
-            await _join(self, plan, event, parent)
-            return
         trace = _received_trace(event)
         failures = []
         for handler in plan.handlers:
@@ -231,177 +261,30 @@ class Mediator:
             return
         context = open_context(self, plan, event, None, None)
         try:
-            await _around(self._middlewares, partial(_attempt, handler.call))(event, context)
+            await around(self._middlewares, partial(attempt, handler.call))(event, context)
         finally:
             close_context(context)
 
 
-class _Sends(dict[type, Send]):
-    """How each message type is sent; made at its first use, a plain look-up afterwards."""
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """How messages of one type are sent; `call` is None for an event, which goes to each handler by itself."""
 
-    def __init__(self, make: Callable[[type], Send]) -> None:
+    plan: Plan
+    call: Call | None = None
+    bare: Callable[[Any], Awaitable[Any]] | None = None
+
+
+class _Paths(dict[type, _Path]):
+    """The paths of message types, each found at its first use; a plain look-up afterwards."""
+
+    def __init__(self, find: Callable[[type], _Path]) -> None:
         super().__init__()
-        self._make = make
+        self._find = find
 
-    def __missing__(self, message: type) -> Send:
-        send = self[message] = self._make(message)
-        return send
-
-
-def _sender(app: Mediator, plan: Plan, call: Call, bare: Callable[[Any], Awaitable[Any]] | None) -> Send:
-    """Return the coroutine function behind `send` for one command or query: the hot path, so nothing in it twice."""
-
-    async def send(message: Any) -> Any:
-        if current.get() is not None and (parent := running(app)) is not None:
-            return await _join(app, plan, message, parent)
-        context: Any = Context()  # Any: a type checker takes the None of here for lasting
-        context.app = app
-        context.plan = plan
-        context.message = message
-        context.parent = context.queue = context.unit = context.trace = None
-        context.open = True
-        context.token = current.set(context)
-        try:
-            reply = await (call(message, context) if bare is None else bare(message))
-            if context.queue is not None or context.unit is not None:
-                await _settle(context)
-        except BaseException:
-            if context.unit is not None:
-                await _abandon(context)
-            raise
-        finally:
-            context.open = False
-            current.reset(context.token)
-        return reply
-
-    return send
-
-
-async def _join(app: Mediator, plan: Plan, message: Any, parent: Context) -> Any:
-    """Handle a message inside the running transaction, with the events that it emits."""
-    root = parent.root
-    if root.plan.kind is Kind.QUERY and plan.kind is not Kind.QUERY:
-        raise QueryViolation(
-            f"The {plan.kind} {plan.name} was sent while the query {type(root.message).__qualname__} was handled. "
-            "Queries change nothing: make it a command."
-        )
-    context = open_context(app, plan, message, parent, None)
-    try:
-        reply = None
-        for handler in plan.handlers:
-            reply = await handler.call(message, context)
-        await _run_local_handlers(context)
-    except BaseException:
-        if root.unit is not None and plan.kind is not Kind.QUERY:
-            root.unit.doom(message)
-        raise
-    finally:
-        close_context(context)
-    return reply
-
-
-async def _attempt(call: Call, message: Any, context: Context) -> Any:
-    """Handle a message in a transaction of its own; what middlewares of the application go around, and may repeat."""
-    try:
-        reply = await call(message, context)
-        await _settle(context)
-    except BaseException:
-        await _abandon(context)
-        raise
-    return reply
-
-
-async def _settle(context: Context) -> None:
-    """Run the handlers of local events, then commit."""
-    await _run_local_handlers(context)
-    unit, context.unit = context.unit, None
-    if unit is not None:
-        await unit.commit()
-
-
-async def _abandon(context: Context) -> None:
-    """Undo everything; a further attempt starts with nothing."""
-    context.queue = None
-    unit, context.unit = context.unit, None
-    if unit is not None:
-        await unit.rollback()
-
-
-async def _run_local_handlers(context: Context) -> None:
-    """Run the handlers of the local events that were emitted, and of those that these emit, breadth first."""
-    if context.queue is None:
-        return
-    waiting = deque(context.queue)
-    context.queue = None
-    while waiting:
-        event, emitter = waiting.popleft()
-        plan = context.app.plan_of(type(event))
-        local = [handler for handler in plan.handlers if not handler.durable]
-        here = open_context(context.app, plan, event, emitter, None)
-        try:
-            for handler in local:
-                if not handler.concurrent:
-                    await handler.call(event, here)
-            await _run_side_by_side(here, [handler for handler in local if handler.concurrent])
-        finally:
-            close_context(here)
-        waiting.extend(here.queue or ())
-
-
-async def _run_side_by_side(context: Context, handlers: Sequence[Handler]) -> None:
-    if not handlers:
-        return
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for handler in handlers:
-                tasks.create_task(_run_apart(context, handler))
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from None
-        raise
-
-
-async def _run_apart(context: Context, handler: Handler) -> None:
-    here = open_context(context.app, context.plan, context.message, context, context.trace)
-    here.unit = _Apart(context, handler)
-    try:
-        await handler.call(context.message, here)
-    finally:
-        close_context(here)
-    context.queue = [*(context.queue or ()), *(here.queue or ())]
-
-
-class _Apart(Unit):
-    """What a handler that runs beside others has of the transaction: it saves events, but has no session."""
-
-    def __init__(self, context: Context, handler: Handler) -> None:
-        self._context = context
-        self._handler = handler
-
-    @property
-    def session(self) -> AsyncSession:
-        raise MisuseError(
-            f"{self._handler.name} ({self._handler.where}) is concurrent, so it may not use the session: a session "
-            "serves one task. Remove concurrent=True, or leave the database to another handler."
-        )
-
-    def save(self, plan: Plan, event: Any, context: Context) -> None:
-        transaction_of(self._context).save(plan, event, context)
-
-    def doom(self, message: Any) -> None:
-        transaction_of(self._context).doom(message)
-
-    async def commit(self) -> None:
-        """Leave the end to the transaction that it is a part of."""
-
-    async def rollback(self) -> None:
-        """Leave the end to the transaction that it is a part of."""
-
-
-def _around(middlewares: Sequence[Middleware], call: Call) -> Call:
-    for middleware in reversed(middlewares):
-        call = partial(middleware, call_next=call)
-    return call
+    def __missing__(self, message: type) -> _Path:
+        path = self[message] = self._find(message)
+        return path
 
 
 def _received_trace(event: Any) -> Trace | None:

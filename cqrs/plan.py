@@ -33,7 +33,12 @@ class Plan:
     handlers: tuple[Handler, ...]
     publication: Publication | None = None
     notification: bool = False
+    local: tuple[Handler, ...] = ()
+    """Of a local event: the handlers that run in the emitting command's transaction, one after the other."""
+    concurrent: tuple[Handler, ...] = ()
+    """Of a local event: those that run there side by side, after the others."""
     codec: Codec | None = None
+    """None where events of this type are never saved."""
 
     @property
     def name(self) -> str:
@@ -58,16 +63,7 @@ class Plan:
 
     def is_saved(self, event: Any) -> bool:
         """Whether emitting this event writes to the outbox."""
-        return (
-            self.publication is not None
-            or any(h.durable for h in self.handlers)
-            or bool(self.notification and event.topic)
-        )
-
-    def is_local(self, event: Any) -> bool:
-        """Whether handlers of this event run in the emitting command's transaction."""
-        published = self.publication is not None or (self.notification and event.topic)
-        return not published and not all(h.durable for h in self.handlers)
+        return self.route(event) is not None or len(self.handlers) > len(self.local) + len(self.concurrent)
 
 
 def make_plans(
@@ -88,9 +84,19 @@ def make_plans(
 
 def event_plan(event: type, publication: Publication | None, handlers: Sequence[Handler] = ()) -> Plan:
     """Return the plan of an event; also of one that nobody here handles."""
+    local = [handler for handler in handlers if not handler.durable]
     notification = issubclass(event, NotificationEvent)
-    saved = publication is not None or notification or any(handler.durable for handler in handlers)
-    return Plan(event, Kind.EVENT, tuple(handlers), publication, notification, Codec(event) if saved else None)
+    saved = publication is not None or notification or len(local) < len(handlers)
+    return Plan(
+        event,
+        Kind.EVENT,
+        tuple(handlers),
+        publication,
+        notification,
+        local=tuple(handler for handler in local if not handler.concurrent),
+        concurrent=tuple(handler for handler in local if handler.concurrent),
+        codec=Codec(event) if saved else None,
+    )
 
 
 def check_publication(publication: Publication, problems: list[Problem]) -> None:

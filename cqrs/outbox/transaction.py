@@ -10,7 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from cqrs.codec import BROKER, Envelope, key_text, saved_headers
-from cqrs.context import running, trace_of
+from cqrs.context import innermost, trace_of
 from cqrs.errors import CommitUnknown, EncodingError, TransactionMisuse
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Transaction:
     def used(self) -> None:
         """Refuse another task than the handler's own."""
         if not self._ending:
-            running()
+            innermost()
 
     def committing(self, session: Session) -> None:
         """Refuse a commit by the handler: what it emitted would not be in it."""
