@@ -49,9 +49,15 @@ def downgrade(
         _revision(number).downgrade(op, prefix, schema)
 
 
-def include_object(_object: Any, name: str | None, kind: str, _reflected: bool, _compare_to: Any) -> bool:  # noqa: FBT001 - Alembic's hook
-    """Leave the toolkit's own version table out of a user's autogenerate: `context.configure(include_object=...)`."""
-    return not (kind == "table" and name == VERSION_TABLE)
+def include_object(found: Any, name: str | None, kind: str, _reflected: bool, _compare_to: Any) -> bool:  # noqa: FBT001 - Alembic's hook
+    """Leave out of a user's autogenerate what only one kind of database has, and the toolkit's own version table.
+
+    For `context.configure(include_object=...)`; needed on PostgreSQL and MySQL, and beside the version table.
+    """
+    if kind == "table":
+        return name != VERSION_TABLE
+    table = str(getattr(getattr(found, "table", None), "name", ""))
+    return not (table.endswith("outbox") and name in ("tx", f"{table}_slot", f"{table}_id"))
 
 
 def scripts() -> Path:

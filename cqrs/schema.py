@@ -38,6 +38,11 @@ def bytes_type() -> LargeBinary:
     return LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 
 
+def long_text_type() -> Text:
+    """Return a text of any length; MySQL's plain TEXT would end at 64 KiB."""
+    return Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+
+
 def time_type() -> DateTime:
     """Return a point in time, to the microsecond where the database can."""
     return DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
@@ -79,7 +84,7 @@ def tables(metadata: MetaData, prefix: str = "cqrs_") -> Tables:
             Column("state", String(16), nullable=False),
             Column("attempts", Integer(), nullable=False),
             Column("next_attempt_at", time_type()),
-            Column("error", Text()),
+            Column("error", long_text_type()),
             Index(f"{prefix}parked_key", "destination", "topic", "message_key", "seq"),
             Index(f"{prefix}parked_due", "state", "next_attempt_at"),
             sqlite_autoincrement=True,
@@ -115,7 +120,7 @@ def _event_columns() -> list[Column[object]]:
         Column("topic", text_type(TOPIC_LIMIT), nullable=False),
         Column("message_key", text_type(255)),
         Column("type", text_type(255), nullable=False),
-        Column("headers", Text(), nullable=False),
+        Column("headers", long_text_type(), nullable=False),
         Column("payload", bytes_type(), nullable=False),
         Column("slot", SmallInteger(), nullable=False),
         Column("created_at", time_type(), nullable=False),

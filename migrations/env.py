@@ -32,7 +32,10 @@ def database() -> URL:
 def run(connection: Connection) -> None:
     """Migrate over a connection."""
     context.configure(
-        connection=connection, target_metadata=migrations.metadata, version_table=migrations.VERSION_TABLE
+        connection=connection,
+        target_metadata=migrations.metadata,
+        include_object=migrations.include_object,
+        version_table=migrations.VERSION_TABLE,
     )
     with context.begin_transaction():
         context.run_migrations()

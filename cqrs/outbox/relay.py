@@ -97,7 +97,6 @@ class Relay:
         end: Callable[[str, BaseException, int], tuple[float | None, bool]],
         skipping: Collection[str] = (),
         pace: Pace = Pace(),
-        crash: Callable[[str], None] = lambda _point: None,
     ) -> None:
         self.owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid4().hex[:8]}"
         self.settled = asyncio.Event()
@@ -107,7 +106,6 @@ class Relay:
         self._end = end
         self._skipping = skipping
         self._pace = pace
-        self._crash = crash
         self._stopping = False
         self._awake = {name: asyncio.Event() for name in ("outbox", "parked", "look")}
         self._lanes: list[asyncio.Task[None]] = []
@@ -140,22 +138,21 @@ class Relay:
 
     async def relay_outbox(self) -> bool:
         """Claim, publish and settle one batch of the outbox; returns whether there was one."""
-        rows = await self._store.claim(
+        claim = await self._store.claim(
             self.owner, self._destinations, skipping=self._skipping, limit=self._pace.batch, lease=self._pace.lease
         )
-        if not rows:
+        if claim is None:
             return False
+        rows = claim.rows
         outcomes: Sequence[Outcome] = [Fate.NOT_SENT] * len(rows)
         try:
             async with self._renewing(self._renew_slots):
                 outcomes = await self._publish(rows)
-            self._crash("published")
         finally:
             done, failed, _ = self._sort(rows, outcomes)
             await self._store.settle(self.owner, done, failed)
-        self._crash("settled")
         self._tell(done, failed)
-        return bool(done or failed)
+        return bool(done or failed or claim.held_back)
 
     async def relay_due(self) -> bool:
         """Claim, publish and settle the parked rows that are due; returns whether there were any."""
@@ -171,7 +168,6 @@ class Relay:
         try:
             async with self._renewing(renew):
                 outcomes = await self._publish(rows)
-            self._crash("retried")
         finally:
             done, failed, returned = self._sort(rows, outcomes)
             await self._store.settle_due(held[0], done, failed, returned)
@@ -185,8 +181,11 @@ class Relay:
             if row.envelope is not None:
                 publisher = self._publishers[row.envelope.destination]
                 by_publisher.setdefault(id(publisher), (publisher, []))[1].append((row.id, row.envelope))
-        for publisher, numbered in by_publisher.values():
-            results = await publisher.publish([envelope for _, envelope in numbered])
+        groups = list(by_publisher.values())
+        published = await asyncio.gather(
+            *(publisher.publish([envelope for _, envelope in numbered]) for publisher, numbered in groups)
+        )
+        for (_, numbered), results in zip(groups, published, strict=True):
             outcomes.update(zip((number for number, _ in numbered), results, strict=True))
         return [outcomes[row.id] for row in rows]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from cqrs import migrations
+from cqrs.codec import BROKER
 from cqrs.errors import DrainTimeout, NotOpen, SchemaError
 from cqrs.outbox.desk import Outbox
 from cqrs.outbox.relay import Pace, Publisher, Relay, describe
@@ -79,6 +80,7 @@ class Storage:
         self._reading = _sessions(database, store.readers)
         self._open = False
         self._emitted: dict[str, None] = {}
+        self._reported: set[str] = set()
         self._opened = AsyncExitStack()
 
     # Transactions
@@ -167,11 +169,14 @@ class Storage:
             )
 
     async def _report_unserved(self, age: float) -> None:
-        for destination, rows in await self.store.unserved([*self._handlers, "broker"], age):
+        waiting = dict(await self.store.unserved([*self._handlers, BROKER], age))
+        new = waiting.keys() - self._reported
+        self._reported = set(waiting)
+        for destination in sorted(new):
             log.warning(
                 "%d rows wait for the handler '%s', which this process does not have. If it was renamed, give the "
                 "handler its old name: name='%s'. Otherwise they wait for a process that has it.",
-                rows,
+                waiting[destination],
                 destination,
                 destination,
             )

@@ -52,6 +52,14 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """The first rows of some slots, in order, and how many more were held back behind parked ones of their key."""
+
+    rows: Sequence[Claimed] = ()
+    held_back: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What becomes of a row whose delivery failed: tried again after `wait` seconds, or dead where that is None."""
 
@@ -143,22 +151,23 @@ class Store:
 
     async def claim(
         self, owner: str, destinations: Collection[str], *, skipping: Collection[str], limit: int, lease: float
-    ) -> list[Claimed]:
+    ) -> Claim | None:
         """Take some slots for `lease` seconds and return their first rows, in order.
 
         At most half of the free slots that have work are taken, but at least one, so that relays share without knowing
         each other. Rows of parked keys are moved to the end of their key instead. `settle` gives the slots back.
+        Returns None when no slot was taken.
         """
         async with self.writers.begin() as connection:
             slots = await self._take_slots(connection, owner, destinations, lease)
             if not slots:
-                return []
+                return None
             rows = await self._read(connection, slots, destinations, limit)
             parked = await self._parked_keys(connection, rows, skipping)
             held = [row.id for row in rows if (row.destination, row.topic, row.message_key) in parked]
             await self._hold_back(connection, held)
-        held_back = set(held)
-        return [_claimed(row.id, row) for row in rows if row.id not in held_back]
+        moved = set(held)
+        return Claim([_claimed(row.id, row) for row in rows if row.id not in moved], len(moved))
 
     async def _take_slots(
         self, connection: AsyncConnection, owner: str, destinations: Collection[str], lease: float

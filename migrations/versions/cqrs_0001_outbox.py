@@ -131,7 +131,8 @@ def create_outbox(op: Any, dialect: str, name: str, schema: str | None) -> None:
         index(op, name, "slot", ["slot", "id"], schema)
     elif dialect in MYSQL:
         identity = sa.Column("id", sa.BigInteger(), autoincrement=True, nullable=False)
-        keys = (sa.PrimaryKeyConstraint("slot", "id"), sa.Index(f"{name}_id", "id"))
+        # An AUTO_INCREMENT column has to come first in some key of the same statement.
+        keys = (sa.PrimaryKeyConstraint("slot", "id"), sa.UniqueConstraint("id", name=f"{name}_id"))
         op.create_table(name, identity, *columns, *keys, schema=schema)
     else:
         # Before `id`, so that a transaction owns its xid before it draws its first id.
