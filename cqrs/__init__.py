@@ -1,49 +1,92 @@
-"""CQRS and messaging: decorated handlers, one transaction a command, events that arrive once in effect."""
+"""CQRS and messaging: decorated handlers, one transaction a command, events that arrive once in effect.
+
+Every name loads its module at its first use, so that `import cqrs` costs next to nothing.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cqrs import bootstrap, events
-from cqrs.context import Context, current_session
-from cqrs.errors import (
-    CommitUnknown,
-    ConfigurationError,
-    CqrsError,
-    DecodingError,
-    DrainTimeout,
-    EncodingError,
-    EventCycle,
-    ForeignTask,
-    MisuseError,
-    NotHandled,
-    NotOpen,
-    OutsideHandler,
-    Problem,
-    QueryViolation,
-    SchemaError,
-    TransactionMisuse,
-)
-from cqrs.events import Event, NotificationEvent
-from cqrs.handlers import EventHandler, RequestHandler
-from cqrs.mediator import EventMediator, Mediator, RequestMediator
-from cqrs.messages import Command, Query, Request, Response
-from cqrs.registry import (
-    Middleware,
-    Registry,
-    command_handler,
-    default_registry,
-    event_handler,
-    integration_event,
-    query_handler,
-)
-from cqrs.retry import Retry
-
 if TYPE_CHECKING:
-    from cqrs import migrations
+    from cqrs import events, migrations
+    from cqrs.bootstrap import callable_module as bootstrap
     from cqrs.codec import Envelope
+    from cqrs.context import Context, current_session
+    from cqrs.errors import (
+        CommitUnknown,
+        ConfigurationError,
+        CqrsError,
+        DecodingError,
+        DrainTimeout,
+        EncodingError,
+        EventCycle,
+        ForeignTask,
+        MisuseError,
+        NotHandled,
+        NotOpen,
+        OutsideHandler,
+        Problem,
+        QueryViolation,
+        SchemaError,
+        TransactionMisuse,
+    )
+    from cqrs.events import Event, NotificationEvent
+    from cqrs.handlers import EventHandler, RequestHandler
+    from cqrs.mediator import EventMediator, Mediator, RequestMediator
+    from cqrs.messages import Command, Query, Request, Response
     from cqrs.outbox import Failed, Fate, Publisher
+    from cqrs.registry import (
+        Middleware,
+        Registry,
+        command_handler,
+        default_registry,
+        event_handler,
+        integration_event,
+        query_handler,
+    )
+    from cqrs.retry import Retry
     from cqrs.schema import metadata
+
+_MODULES = {
+    "codec": ("Envelope",),
+    "context": ("Context", "current_session"),
+    "errors": (
+        "CommitUnknown",
+        "ConfigurationError",
+        "CqrsError",
+        "DecodingError",
+        "DrainTimeout",
+        "EncodingError",
+        "EventCycle",
+        "ForeignTask",
+        "MisuseError",
+        "NotHandled",
+        "NotOpen",
+        "OutsideHandler",
+        "Problem",
+        "QueryViolation",
+        "SchemaError",
+        "TransactionMisuse",
+    ),
+    "events": ("Event", "NotificationEvent"),
+    "handlers": ("EventHandler", "RequestHandler"),
+    "mediator": ("EventMediator", "Mediator", "RequestMediator"),
+    "messages": ("Command", "Query", "Request", "Response"),
+    "outbox": ("Failed", "Fate", "Publisher"),
+    "registry": (
+        "Middleware",
+        "Registry",
+        "command_handler",
+        "default_registry",
+        "event_handler",
+        "integration_event",
+        "query_handler",
+    ),
+    "retry": ("Retry",),
+    "schema": ("metadata",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Command",
@@ -93,22 +136,15 @@ __all__ = [
     "query_handler",
 ]
 
-_LATE = {
-    "Envelope": ("cqrs.codec", "Envelope"),
-    "Failed": ("cqrs.outbox", "Failed"),
-    "Fate": ("cqrs.outbox", "Fate"),
-    "Publisher": ("cqrs.outbox", "Publisher"),
-    "metadata": ("cqrs.schema", "metadata"),
-    "migrations": ("cqrs.migrations", None),
-}
-"""Names that load SQLAlchemy or Alembic, at their first use only."""
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATE:
+    if name in ("bootstrap", "events", "migrations"):
+        return import_module(f"cqrs.{name}")
+    if name not in _HOME:
         raise AttributeError(f"module 'cqrs' has no attribute {name!r}")
-    from importlib import import_module
+    found = globals()[name] = getattr(import_module(f"cqrs.{_HOME[name]}"), name)
+    return found
 
-    module, attribute = _LATE[name]
-    found = import_module(module)
-    return found if attribute is None else getattr(found, attribute)
+
+def __dir__() -> list[str]:
+    return __all__

@@ -381,6 +381,13 @@ class _Callable(ModuleType):
 
     __call__ = staticmethod(bootstrap)
 
+    if TYPE_CHECKING:
+        bootstrap = staticmethod(bootstrap)
+
 
 sys.modules[__name__].__class__ = _Callable
+
+if TYPE_CHECKING:
+    callable_module = _Callable(__name__)
+    """What type checkers see as `cqrs.bootstrap`."""
 __all__ = ["bootstrap"]

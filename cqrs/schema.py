@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -16,8 +17,12 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
 )
-from sqlalchemy.dialects import mysql
+
+if TYPE_CHECKING:
+    from sqlalchemy import Dialect
+    from sqlalchemy.types import TypeEngine
 
 VERSION = 1
 """The number of the newest revision: the schema that this version of the toolkit needs."""
@@ -26,26 +31,46 @@ HANDLER_LIMIT = 191
 TOPIC_LIMIT = 249
 
 
+MYSQL = ("mysql", "mariadb")
+BINARY = "utf8mb4_bin"
+
+
 def text_type(length: int) -> String:
     """Return a text that compares byte by byte: MySQL's default collation takes 'a' for 'A' and for 'a '."""
-    return String(length).with_variant(
-        mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
-    )
+    return String(length).with_variant(String(length, collation=BINARY), *MYSQL)
 
 
-def bytes_type() -> LargeBinary:
-    """Return a body's type; MySQL's plain BLOB would end at 64 KiB."""
-    return LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+class _OfMySQL(TypeDecorator[Any]):
+    """One of MySQL's own types, whose module, which loads all of its drivers, is imported on MySQL only."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Return the type of that name."""
+        from sqlalchemy.dialects import mysql
+
+        options = {} if self.name.endswith("BLOB") else {"charset": "utf8mb4", "collation": BINARY}
+        return dialect.type_descriptor(getattr(mysql, self.name)(**options))
 
 
 def long_text_type() -> Text:
     """Return a text of any length; MySQL's plain TEXT would end at 64 KiB."""
-    return Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+    return Text().with_variant(_OfMySQL("LONGTEXT"), *MYSQL)
+
+
+def bytes_type() -> LargeBinary:
+    """Return a body's type; MySQL's plain BLOB would end at 64 KiB."""
+    return LargeBinary().with_variant(_OfMySQL("LONGBLOB"), *MYSQL)
 
 
 def time_type() -> DateTime:
-    """Return a point in time, to the microsecond where the database can."""
-    return DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+    """Return a point in time."""
+    return DateTime(timezone=True)
 
 
 def number_type() -> BigInteger:

@@ -48,9 +48,9 @@ class DeadLetter:
 class Outbox:
     """What was saved and has not ended, to be counted, looked at, replayed and discarded."""
 
-    def __init__(self, store: Store, wake: Callable[[], None]) -> None:
+    def __init__(self, store: Store, changed: Callable[[], None]) -> None:
         self._store = store
-        self._wake = wake
+        self._changed = changed
 
     async def counts(self) -> Counts:
         """Return how many rows are on their way, wait for a retry or behind one, are dead, or not yet due."""
@@ -74,7 +74,7 @@ class Outbox:
     async def _each(self, act: Callable[[list[int]], Any], which: Which) -> int:
         rows = await self._store.parked(_conditions(which), EVERYTHING)
         acted: int = await act([row.seq for row in rows])
-        self._wake()
+        self._changed()
         return acted
 
 

@@ -118,7 +118,8 @@ class Relay:
     async def stop(self) -> None:
         """Claim nothing more, let what is in flight finish within the grace period, and give the slots back."""
         self._stopping = True
-        self.wake()
+        for event in self._awake.values():
+            event.set()
         if not self._lanes:
             return
         _, late = await asyncio.wait(self._lanes, timeout=self._pace.grace)
@@ -132,9 +133,12 @@ class Relay:
         return self._stopping
 
     def wake(self) -> None:
-        """Tell that there are rows. Sticky: a call while the lanes work makes them look once more."""
-        for event in self._awake.values():
-            event.set()
+        """Tell that there are rows in the outbox. Sticky: a call while the lane works makes it look once more."""
+        self._awake["outbox"].set()
+
+    def look(self) -> None:
+        """Tell that something about parked rows has changed: look what is due now, and when the next will be."""
+        self._awake["look"].set()
 
     async def relay_outbox(self) -> bool:
         """Claim, publish and settle one batch of the outbox; returns whether there was one."""
@@ -217,9 +221,10 @@ class Relay:
                 log.error("%s is dead after %d attempts: %s", what, verdict.row.attempts + 1, reason)
             else:
                 log.warning("%s failed, tried again in %.1f s: %s", what, verdict.wait, reason)
+        if failed:
+            self.look()
         if done or failed:
             self.settled.set()
-            self.wake()
 
     async def _renew_slots(self) -> None:
         await self._store.renew(self.owner, self._pace.lease)

@@ -67,7 +67,7 @@ class Storage:
     ) -> None:
         self.store = store
         self.relay = Relay(store, publishers, end=end, skipping=skipping, pace=pace)
-        self.outbox = Outbox(store, self.relay.wake)
+        self.outbox = Outbox(store, self.relay.look)
         self._name = name
         self._database = database
         self._publishers = list({id(publisher): publisher for publisher in publishers.values()}.values())

@@ -1,0 +1,101 @@
+"""What stands in the shop's database, counted with plain SQL: nothing here asks the toolkit."""
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+LINES = "SELECT line FROM orders UNION SELECT line FROM refused_lines"
+REFUSED = "SELECT reason, count(*) FROM refused_lines GROUP BY reason ORDER BY count(*) DESC, reason"
+
+LOST = {
+    "orders without a receipt": "SELECT count(*) FROM orders WHERE order_id NOT IN (SELECT order_id FROM receipts)",
+    "orders without a movement": "SELECT count(*) FROM orders WHERE order_id NOT IN (SELECT order_id FROM movements)",
+}
+TWICE = {
+    "lines ordered twice": "SELECT count(*) - count(DISTINCT line) FROM orders",
+    "lines placed and refused": "SELECT count(*) FROM orders WHERE line IN (SELECT line FROM refused_lines)",
+    "receipts sent twice": "SELECT count(*) - count(DISTINCT order_id) FROM receipts",
+    "movements noted twice": "SELECT count(*) - count(DISTINCT order_id) FROM movements",
+}
+WRONG = {
+    "events not delivered": "SELECT (SELECT count(*) FROM cqrs_outbox) + (SELECT count(*) FROM cqrs_parked)",
+    "receipts without an order": "SELECT count(*) FROM receipts WHERE order_id NOT IN (SELECT order_id FROM orders)",
+    "movements without an order": "SELECT count(*) FROM movements WHERE order_id NOT IN (SELECT order_id FROM orders)",
+    "articles with a wrong stock": """
+        SELECT count(*) FROM articles AS article WHERE available <> initial -
+        (SELECT coalesce(sum(quantity), 0) FROM orders WHERE orders.sku = article.sku)""",
+    "receipts before those of earlier orders": """
+        SELECT count(*) FROM
+        (SELECT line, lag(line) OVER (PARTITION BY receipts.customer ORDER BY number) AS previous
+         FROM receipts JOIN orders USING (order_id))
+        WHERE previous > line""",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the worker has come."""
+
+    lines: int
+    orders: int
+    receipts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What became of so many order lines. In `lost`, `twice` and `wrong` is only what there should not be."""
+
+    lines: int
+    orders: int
+    receipts: int
+    refused: dict[str, int]
+    lost: dict[str, int]
+    twice: dict[str, int]
+    wrong: dict[str, int]
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.lost or self.twice or self.wrong)
+
+
+def look(database: Path) -> Progress:
+    with closing(open_to_read(database)) as connection:
+        connection.execute("BEGIN")
+        return Progress(
+            count(connection, f"SELECT count(*) FROM ({LINES})"),  # noqa: S608 - a constant
+            count(connection, "SELECT count(*) FROM orders"),
+            count(connection, "SELECT count(*) FROM receipts"),
+        )
+
+
+def audit(database: Path, lines: int) -> Audit:
+    """Count everything that there is, and everything that there should not be."""
+    handled = look(database)
+    with closing(open_to_read(database)) as connection:
+        lost = {"lines neither placed nor refused": lines - handled.lines, **counts(connection, LOST)}
+        return Audit(
+            lines=lines,
+            orders=handled.orders,
+            receipts=handled.receipts,
+            refused=dict(connection.execute(REFUSED).fetchall()),
+            lost=there_are(lost),
+            twice=there_are(counts(connection, TWICE)),
+            wrong=there_are(counts(connection, WRONG)),
+        )
+
+
+def counts(connection: sqlite3.Connection, queries: dict[str, str]) -> dict[str, int]:
+    return {name: count(connection, query) for name, query in queries.items()}
+
+
+def there_are(found: dict[str, int]) -> dict[str, int]:
+    return {name: number for name, number in found.items() if number != 0}
+
+
+def count(connection: sqlite3.Connection, query: str) -> int:
+    return int(connection.execute(query).fetchone()[0])
+
+
+def open_to_read(database: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)

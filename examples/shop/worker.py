@@ -1,0 +1,55 @@
+"""The process that is killed: it sends a command for each order line, and delivers what these emit.
+
+Run as `python -m examples.shop.worker DATABASE CSV`. It may die at any moment; started again, it goes on.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pydantic
+
+import cqrs
+from examples.shop.app import make_shop
+from examples.shop.lines import Line, read_lines
+from examples.shop.messages import LastLine, PlaceOrder, Refused, RefuseLine
+
+
+async def work(database: Path, orders: Path) -> None:
+    async with make_shop(database) as shop:
+        # The last line once more: a worker that was killed does not know whether it heard all answers.
+        first = await shop.send(LastLine())
+        for line in read_lines(orders):
+            if line.number >= first:
+                await send_line(shop, line)
+        await deliver_all(shop)
+
+
+async def send_line(shop: cqrs.Mediator, line: Line) -> None:
+    try:
+        await shop.send(PlaceOrder.model_validate({"line": line.number, **line.cells}))
+    except Refused as refused:
+        await shop.send(RefuseLine(line=line.number, reason=str(refused)))
+    except pydantic.ValidationError as error:
+        await shop.send(RefuseLine(line=line.number, reason=reason_of(error)))
+
+
+def reason_of(error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{first['loc'][0]}: {first['msg'].partition(',')[0].lower()}"
+
+
+async def deliver_all(shop: cqrs.Mediator) -> None:
+    """Wait until the outbox is empty, or a dead letter says that it will not be.
+
+    `shop.drain()` would not do: it waits for what this process emitted, and killed ones have left events too.
+    """
+    while True:
+        left = await shop.outbox.counts()
+        if left.dead or not (left.outbox or left.waiting):
+            return
+        await asyncio.sleep(0.05)
+
+
+if __name__ == "__main__":
+    asyncio.run(work(Path(sys.argv[1]), Path(sys.argv[2])))

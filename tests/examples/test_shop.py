@@ -1,0 +1,125 @@
+"""The demo on files of one's own: bad lines are counted, bad files are refused in a sentence."""
+
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from examples.shop.demo.audit import audit
+from examples.shop.lines import Line, read_lines
+from examples.shop.tables import create
+from tests.examples.shop import HEADER, ORDERS, rows, run_demo
+
+
+def test_a_file_in_which_every_line_is_bad_ends_cleanly(tmp_path):
+    orders, database = tmp_path / "orders.csv", tmp_path / "shop.db"
+    bad = [
+        "A-1,ada,unheard-of,1",
+        "A-2,ada,mug,-1",
+        "A-3,ada,mug,one",
+        "A-4",
+        ",ada,mug,1",
+        "A-5,ada,mug,1,2",
+        "A-6,a\0,mug,1",
+    ]
+    orders.write_text("\n".join([HEADER, *bad, ""]))
+    ended = run_demo(orders, "--database", database, "--kills", 1)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert re.search(r"Orders placed +0\b", ended.stdout)
+    assert re.search(r"Lines refused +7\b", ended.stdout)
+    assert [line for (line,) in rows(database, "SELECT line FROM refused_lines")] == [2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "No such file"),
+        (b"", "is empty"),
+        (HEADER.encode(), "no order lines"),
+        (b"id,amount\n1,2\n", f"its first line should be: {HEADER}"),
+        (b"\xff\xfe\x00", "no CSV file in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_list_of_orders_is_refused_in_a_sentence(tmp_path, content, complaint):
+    orders = tmp_path / "orders.csv"
+    if content is not None:
+        orders.write_bytes(content)
+    ended = run_demo(orders)
+    assert ended.returncode == 2
+    assert complaint in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_database_that_is_there_already_is_left_alone(tmp_path):
+    database = tmp_path / "shop.db"
+    database.write_bytes(b"mine")
+    ended = run_demo("--database", database)
+    assert ended.returncode == 2
+    assert "is there already" in ended.stderr
+    assert database.read_bytes() == b"mine"
+
+
+def test_lines_are_numbered_as_an_editor_counts_them(tmp_path):
+    path = tmp_path / "orders.csv"
+    path.write_bytes(b"\xef\xbb\xbfsku,quantity,order_id,customer\r\nmug,2,A-1,ada\r\n\r\nmug\r\n")
+    first = {"sku": "mug", "quantity": "2", "order_id": "A-1", "customer": "ada"}
+    assert read_lines(path) == [Line(2, first), Line(4, {"sku": "mug"})]
+
+
+def test_the_shipped_file_has_enough_lines():
+    assert len(read_lines(ORDERS)) >= 500
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """What a worker could leave of one order in three lines, with the two tables of the toolkit that are looked at."""
+    path = tmp_path / "shop.db"
+    create(path)
+    spoil(path, "CREATE TABLE cqrs_outbox (id INTEGER)")
+    spoil(path, "CREATE TABLE cqrs_parked (id INTEGER)")
+    spoil(path, "INSERT INTO orders VALUES ('A-1', 2, 'ada', 'mug', 2, 2900), ('A-2', 3, 'ada', 'mug', 1, 1450)")
+    spoil(path, "UPDATE articles SET available = initial - 3 WHERE sku = 'mug'")
+    spoil(path, "INSERT INTO movements VALUES (1, 'A-1', 'mug', 2), (2, 'A-2', 'mug', 1)")
+    spoil(path, "INSERT INTO receipts VALUES (1, 'A-1', 'ada', ''), (2, 'A-2', 'ada', '')")
+    spoil(path, "INSERT INTO refused_lines VALUES (4, 'unknown sku')")
+    return path
+
+
+def spoil(path: Path, statement: str) -> None:
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def test_the_audit_finds_nothing_where_all_is_well(database):
+    found = audit(database, 3)
+    assert found.is_clean
+    assert (found.orders, found.receipts, found.refused) == (2, 2, {"unknown sku": 1})
+
+
+@pytest.mark.parametrize(
+    ("statement", "lost", "twice", "wrong"),
+    [
+        ("DELETE FROM refused_lines", {"lines neither placed nor refused": 1}, {}, {}),
+        ("DELETE FROM receipts WHERE number = 1", {"orders without a receipt": 1}, {}, {}),
+        ("DELETE FROM movements WHERE number = 1", {"orders without a movement": 1}, {}, {}),
+        ("INSERT INTO cqrs_parked VALUES (1)", {}, {}, {"events not delivered": 1}),
+        ("INSERT INTO receipts VALUES (3, 'A-2', 'ada', '')", {}, {"receipts sent twice": 1}, {}),
+        ("INSERT INTO movements VALUES (3, 'A-1', 'mug', 2)", {}, {"movements noted twice": 1}, {}),
+        (
+            "UPDATE refused_lines SET line = 2",
+            {"lines neither placed nor refused": 1},
+            {"lines placed and refused": 1},
+            {},
+        ),
+        ("UPDATE articles SET available = 0 WHERE sku = 'mug'", {}, {}, {"articles with a wrong stock": 1}),
+        ("UPDATE receipts SET number = 9 WHERE number = 1", {}, {}, {"receipts before those of earlier orders": 1}),
+    ],
+)
+def test_the_audit_finds_what_is_lost_twice_or_wrong(database, statement, lost, twice, wrong):
+    spoil(database, statement)
+    found = audit(database, 3)
+    assert not found.is_clean
+    assert (found.lost, found.twice, found.wrong) == (lost, twice, wrong)
