@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Mapper = Callable[[Binder], object]
 Scanned = str | Registry
 HANDLER_NAME_LIMIT = 191
+SLOT_LIMIT = 1024
+_NO_DATABASE = 'Give bootstrap one: database="sqlite+aiosqlite:///app.db".'
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,17 @@ class _Found:
     registries: Sequence[Registry]
     problems: list[Problem] = field(default_factory=list)
 
+    def has(self, event: type, plans: Mapping[type, Plan]) -> bool:
+        """Whether an event is this application's own: handled, or declared in what it was made of."""
+        narrowed = bool(self.modules) and event in self.registries[0].publications
+        declared = any(event in registry.publications for registry in self.registries)
+        return event in plans or (event.__module__ in self.modules if narrowed else declared)
+
     @property
     def publications(self) -> dict[type, Publication]:
         """Every declared publication that an event of this application may have."""
-        return {
-            event: found for registry in reversed(self.registries) for event, found in registry.publications.items()
-        }
+        registries = [default_registry, *reversed(self.registries)]
+        return {event: found for registry in registries for event, found in registry.publications.items()}
 
 
 def bootstrap(
@@ -149,12 +156,13 @@ def _compose(wishes: _Wishes, found: _Found, container: Any, middlewares: Sequen
         Mediator: lambda context: context.app,
     }
     connected = _database(wishes, problems)
-    if connected is not None:
+    cures = {"AsyncSession": _NO_DATABASE}
+    if wishes.database is not None:
         from sqlalchemy.ext.asyncio import AsyncSession
 
         from_context[AsyncSession] = lambda context: transaction_of(context).session
-    publications = found.publications
-    plans = make_plans(found.records, publications, Injector(from_context, resolver), problems, script_name())
+    injector = Injector(from_context, resolver, cures)
+    plans = make_plans(found.records, found.publications, injector, problems, script_name())
     _check(wishes, found, plans, problems)
     if problems:
         raise ConfigurationError(sorted(problems, key=str))
@@ -162,7 +170,7 @@ def _compose(wishes: _Wishes, found: _Found, container: Any, middlewares: Sequen
     app = Mediator(
         wishes.name,
         plans,
-        [registry.publications for registry in found.registries],
+        [registry.publications for registry in (*found.registries, default_registry)],
         middlewares=middlewares,
         resources=resources,
     )
@@ -177,25 +185,25 @@ def _compose(wishes: _Wishes, found: _Found, container: Any, middlewares: Sequen
 def _collect(
     scan: Scanned | Iterable[Scanned] | None, registry: Registry | None, exclude: Sequence[str], caller: str
 ) -> _Found:
-    base = registry or default_registry
     wanted = [scan] if isinstance(scan, str | Registry) else list(scan or ())
     paths = [path for path in wanted if isinstance(path, str)]
-    extra = [found for found in wanted if isinstance(found, Registry)]
+    registries = [found for found in wanted if isinstance(found, Registry)]
+    if registry is not None or not registries:
+        registries.insert(0, registry or default_registry)
     problems: list[Problem] = []
     modules = scan_packages(paths, problems, exclude)
-    records = list(base.handlers)
-    if paths:
-        reached = {*modules, caller}
-        records = [record for record in records if record.module in reached]
-        if not problems and not any(record.module in modules for record in records):
-            looked = ", ".join(modules) or "no module at all"
-            cure = "Decorate handlers with @cqrs.command_handler, query_handler or event_handler in one of its modules."
-            problems.append(
-                Problem(f"Scanning {', '.join(map(repr, paths))} found no handler; imported: {looked}", cure)
-            )
-    for further in extra:
-        records.extend(further.handlers)
-    return _Found(records, modules, [base, *extra, default_registry], problems)
+    reached = {*modules, caller} if paths else None
+    records = [
+        record
+        for found in registries
+        for record in found.handlers
+        if reached is None or found is not registries[0] or record.module in reached
+    ]
+    if paths and not problems and not any(record.module in modules for record in records):
+        looked = ", ".join(modules) or "no module at all"
+        cure = "Decorate handlers with @cqrs.command_handler, query_handler or event_handler in one of its modules."
+        problems.append(Problem(f"Scanning {', '.join(map(repr, paths))} found no handler; imported: {looked}", cure))
+    return _Found(records, modules, registries, problems)
 
 
 def _with_bound(found: _Found, mappers: Iterable[tuple[Kind, Mapper | None]]) -> _Found:
@@ -203,9 +211,14 @@ def _with_bound(found: _Found, mappers: Iterable[tuple[Kind, Mapper | None]]) ->
     for kind, mapper in mappers:
         if mapper is not None:
             mapper(Binder(kind, bound))
+    decorated = {record.target: record for record in found.records}
     targets = {record.target for record in bound.handlers}
     kept = [record for record in found.records if record.target not in targets]
-    return _Found([*kept, *bound.handlers], found.modules, found.registries, found.problems)
+    mapped = [
+        replace(record, options=decorated[record.target].options) if record.target in decorated else record
+        for record in bound.handlers
+    ]
+    return replace(found, records=[*kept, *mapped])
 
 
 def _default_name(scan: Scanned | Iterable[Scanned] | None, caller: str) -> str:
@@ -220,6 +233,14 @@ def _resolver(container: Any, problems: list[Problem]) -> Resolver:
         from cqrs.integrations.mapping import MappingResolver
 
         return MappingResolver(container or {}, problems)
+    if not isinstance(getattr(container, "providers", None), Mapping):
+        from cqrs.integrations.mapping import MappingResolver
+
+        what = (
+            f"container={container!r} is neither a dependency-injector container nor a mapping from types to factories"
+        )
+        problems.append(Problem(what, "Pass Container() or {Orders: make_orders}."))
+        return MappingResolver({}, problems)
     from cqrs.integrations.dependency_injector import ContainerResolver
 
     return ContainerResolver(container)
@@ -229,6 +250,7 @@ def _resolver(container: Any, problems: list[Problem]) -> Resolver:
 
 
 def _check(wishes: _Wishes, found: _Found, plans: Mapping[type, Plan], problems: list[Problem]) -> None:
+    _check_wishes(wishes, problems)
     own = _own_publications(found, plans)
     for publication in own:
         check_publication(publication, problems)
@@ -240,12 +262,38 @@ def _check(wishes: _Wishes, found: _Found, plans: Mapping[type, Plan], problems:
             _check_background(handler, plan, wishes, problems)
 
 
+def _check_wishes(wishes: _Wishes, problems: list[Problem]) -> None:
+    refused = {
+        "slots": (not 1 <= wishes.slots <= SLOT_LIMIT, f"a number from 1 to {SLOT_LIMIT}"),
+        "on_dead": (wishes.on_dead not in ("block", "skip"), "'block' or 'skip'"),
+        "ordering": (wishes.ordering not in ("commit", "strict"), "'commit' or 'strict'"),
+        "carrier": (wishes.carrier not in ("relay", "log"), "'relay' or 'log'"),
+        "prefix": (not wishes.prefix.isidentifier(), "letters, digits and underscores, as in 'cqrs_'"),
+        "retry": (not _are_policies(wishes.retry), "a cqrs.Retry, or a mapping from exception types to them"),
+        "lease": (wishes.lease <= 0, "seconds above 0"),
+        "grace": (wishes.grace < 0, "seconds from 0"),
+        "inbox_retention": (wishes.inbox_retention <= 0, "seconds above 0"),
+    }
+    for name, (wrong, wanted) in refused.items():
+        if wrong:
+            problems.append(Problem(f"{name}={getattr(wishes, name)!r} cannot be", f"Pass {wanted}."))
+    broker = wishes.broker
+    if broker is not None and not isinstance(broker, str):
+        missing = [name for name in ("open", "close", "publish") if not callable(getattr(broker, name, None))]
+        if missing:
+            what = f"The broker {type(broker).__qualname__} has no {', '.join(missing)}"
+            problems.append(Problem(what, "Pass an object with open, close and publish (cqrs.Publisher), or None."))
+
+
+def _are_policies(retry: Any) -> bool:
+    return isinstance(retry, Mapping) and all(
+        isinstance(error, type) and issubclass(error, BaseException) and isinstance(policy, Retry)
+        for error, policy in retry.items()
+    )
+
+
 def _own_publications(found: _Found, plans: Mapping[type, Plan]) -> list[Publication]:
-    return [
-        publication
-        for event, publication in found.publications.items()
-        if event in plans or event.__module__ in found.modules
-    ]
+    return [publication for event, publication in found.publications.items() if found.has(event, plans)]
 
 
 def _check_destination(
@@ -256,8 +304,7 @@ def _check_destination(
         source_of(publication.event),
     )
     if wishes.database is None:
-        cure = 'Give bootstrap one: database="sqlite+aiosqlite:///app.db".'
-        problems.append(Problem(f"{what}, but there is no database to save it in", cure, where))
+        problems.append(Problem(f"{what}, but there is no database to save it in", _NO_DATABASE, where))
     if wishes.broker is None and publication.event not in plans:
         cure = "Give bootstrap a broker, or decorate a handler of it."
         problems.append(Problem(f"{what}, but there is neither a broker nor a handler of it", cure, where))

@@ -77,6 +77,8 @@ def key_text(value: object, event: str) -> str | None:
     if not isinstance(value, str | UUID | int) or isinstance(value, bool):
         raise EncodingError(f"The key of {event} is a {type(value).__name__}. A key is a str, a UUID or an int.")
     text = str(value)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise EncodingError(f"The key of {event} holds half a surrogate pair, which is no text. Remove it.")
     if "\0" in text:
         raise EncodingError(f"The key of {event} holds a NUL character, which databases refuse. Remove it.")
     if len(text) > KEY_LIMIT:
@@ -101,15 +103,21 @@ class Codec:
     def check(self) -> None:
         """Raise `EncodingError` when the type's schema says that it cannot be written as JSON and read back."""
         try:
-            for mode in ("serialization", "validation"):
-                self._adapter.json_schema(mode=mode)
+            written = self._adapter.json_schema(mode="serialization")
+            read = self._adapter.json_schema(mode="validation")
         except pydantic.PydanticUserError as error:
             raise EncodingError(str(error.message).splitlines()[0]) from None
+        missing = sorted(set(read.get("required", ())) - set(written.get("properties", ())))
+        if "properties" in written and missing:
+            raise EncodingError(f"it reads {', '.join(map(repr, missing))}, which is written under another name")
 
     def encode(self, event: Any) -> bytes:
-        """Return the event's JSON. Raises `EncodingError` naming the field that cannot be written."""
+        """Return the event's JSON, which was read back once: what is saved can be delivered.
+
+        Raises `EncodingError` naming the field that cannot be written, or not be read back as it was.
+        """
         try:
-            return self._adapter.dump_json(event, by_alias=True, round_trip=True)
+            payload = self._adapter.dump_json(event, by_alias=True, round_trip=True)
         except (PydanticSerializationError, UnicodeEncodeError) as error:
             name = self.event.__qualname__
             field = self._culprit(event)
@@ -117,6 +125,11 @@ class Codec:
             raise EncodingError(
                 f"{place} cannot be written as JSON: {error}. Give it a type that pydantic serialises."
             ) from error
+        try:
+            self._adapter.validate_json(payload)
+        except ValueError as error:
+            raise EncodingError(f"{self.event.__qualname__} cannot be read back from its own JSON: {error}") from None
+        return payload
 
     def decode(self, payload: bytes) -> Any:
         """Return the event of a JSON body. Raises `DecodingError` with the reason."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -41,6 +42,11 @@ class Unit(Protocol):
 
     def save(self, plan: Plan, event: Any, context: Context) -> None:
         """Encode a published or durable event; its rows are inserted right before COMMIT."""
+        ...
+
+    @property
+    def already_taken(self) -> bool:
+        """Whether the inbox ended this delivery: its handler has taken the message before."""
         ...
 
     async def commit(self) -> None:
@@ -201,14 +207,14 @@ class Running:
     """What runs in one task: the innermost context, or None between two sends."""
 
     # Kept by the task for all its sends, because setting a context variable costs as much as a plain send; known by
-    # the task's id, because a reference would be a cycle through the task's contextvars.Context.
+    # a weak reference to the task, because a strong one would be a cycle through the task's contextvars.Context.
     __slots__ = ("context", "inherited", "loop", "task")
 
     context: Context | None
     inherited: Running | None
     """What ran in the task that started this one, if anything did."""
     loop: asyncio.AbstractEventLoop
-    task: int
+    task: weakref.ref[asyncio.Task[Any]]
 
 
 running: ContextVar[Running | None] = ContextVar("cqrs_running", default=None)
@@ -223,12 +229,12 @@ else:
 def running_here() -> Running:
     """Return what runs in this task, made at its first use; a new task inherits a look at its parent's."""
     here = running.get()
-    if here is None or here.task != id(current_task(here.loop)):
+    if here is None or here.task() is not current_task(here.loop):
         inherited, here = here, Running()
         here.context = None
         here.inherited = inherited if inherited is not None and _is_busy(inherited) else None
         here.loop = asyncio.get_running_loop()
-        here.task = id(current_task(here.loop))
+        here.task = weakref.ref(current_task(here.loop))
         running.set(here)
     return here
 
@@ -265,7 +271,7 @@ def innermost(app: Application | None = None) -> Context | None:
         while context is not None and not (app is None or context.app is app):
             context = context.outer
         if context is not None:
-            if here.task != id(current_task(here.loop)):
+            if here.task() is not current_task(here.loop):
                 raise ForeignTask(context.message)
             return context
         here = here.inherited

@@ -128,6 +128,6 @@ class CommitUnknown(CqrsError):
 class DrainTimeout(CqrsError):
     """Some of what was emitted has not ended; `pending` holds a line for each."""
 
-    def __init__(self, pending: Sequence[str], timeout: float) -> None:
+    def __init__(self, pending: Sequence[str], reason: str) -> None:
         self.pending = tuple(pending)
-        super().__init__("\n".join([f"{len(self.pending)} not delivered after {timeout:g} s", *self.pending]))
+        super().__init__("\n".join([f"{len(self.pending)} {reason}", *self.pending]))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from uuid import UUID
 
 import pydantic
 from uuid_utils.compat import uuid7
 
 from cqrs.messages import Message
-
-if TYPE_CHECKING:
-    from uuid import UUID
 
 Payload = TypeVar("Payload")
 

@@ -128,6 +128,10 @@ class _Apart(Unit):
             "serves one task. Remove concurrent=True, or leave the database to another handler."
         )
 
+    @property
+    def already_taken(self) -> bool:
+        return False
+
     def save(self, plan: Plan, event: Any, context: Context) -> None:
         transaction_of(self._context).save(plan, event, context)
 

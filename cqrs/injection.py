@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,60 +12,83 @@ if TYPE_CHECKING:
 Provider = Callable[[], Any]
 """Returns a dependency, or an awaitable of it."""
 
-Source = Callable[["Context"], Any]
-"""Returns a dependency for a context, or an awaitable of it."""
 
-Dependencies = Mapping[str, tuple[Source, bool]]
-"""A parameter's source, and whether it is passed by position."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a dependency comes from: a provider of the container, or a function of the running context."""
+
+    get: Callable[..., Any]
+    of_context: bool = False
 
 
-def inject(function: Callable[..., Any], dependencies: Dependencies) -> Call:
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """A parameter and its source."""
+
+    name: str
+    source: Source
+    by_position: bool = True
+
+
+# Written out and compiled once a handler, as dataclasses are: a loop over sources costs as much as the whole send.
+_CALL = """
+def call(message, context):
+    {fetched}
+    if {plain}:
+        return function({passed})
+    return when_awaited(message, ({values}))
+
+def invoke(message, {parameters}):
+    return function({passed})
+"""
+
+
+def inject(function: Callable[..., Any], dependencies: Sequence[Dependency], *, takes_message: bool = True) -> Call:
     """Return a call of the function with its message and its dependencies.
 
     A dependency that turns out to be awaitable is awaited, every time: providers may become asynchronous.
     """
     if not dependencies:
-        return lambda message, _context: function(message)
-    sources = [source for source, _ in dependencies.values()]
-    names = tuple(name for name, (_, positional) in dependencies.items() if not positional)
+        return (lambda message, _context: function(message)) if takes_message else (lambda *_: function())
+    plain: set[type] = set()
+    namespace: dict[str, Any] = {"function": function, "plain": plain}
 
-    def arguments(values: list[Any]) -> tuple[list[Any], dict[str, Any]]:
-        by_position = len(values) - len(names)
-        return values[:by_position], dict(zip(names, values[by_position:], strict=True))
-
-    async def call_awaited(message: Any, values: list[Any]) -> Any:
-        settled = [await value if is_awaitable(value) else value for value in values]
-        positional, keywords = arguments(settled)
-        answer = function(message, *positional, **keywords)
+    async def call_awaited(message: Any, values: Sequence[Any]) -> Any:
+        answer = namespace["invoke"](message, *[await value if is_awaitable(value) else value for value in values])
         return await answer if is_awaitable(answer) else answer
 
-    def call(message: Any, context: Context) -> Any:
-        values = [source(context) for source in sources]
-        for value in values:
-            if is_awaitable(value):
-                return call_awaited(message, values)
-        if names:
-            positional, keywords = arguments(values)
-            return function(message, *positional, **keywords)
-        return function(message, *values)
+    def when_awaited(message: Any, values: Sequence[Any]) -> Any:
+        if any(is_awaitable(value) for value in values):
+            return call_awaited(message, values)
+        plain.update(type(value) for value in values)
+        return namespace["invoke"](message, *values)
 
+    namespace["when_awaited"] = when_awaited
+    namespace.update({f"get{index}": dependency.source.get for index, dependency in enumerate(dependencies)})
+    exec(_source_code(dependencies, takes_message=takes_message), namespace)  # noqa: S102 - of our own making alone
+    call: Call = namespace["call"]
     return call
 
 
-def construct(target: Callable[..., Any], dependencies: Dependencies) -> Source:
-    """Return a maker of the handler object; a dependency that has to be awaited makes it awaitable."""
-    call = inject(lambda _message, *values, **keywords: target(*values, **keywords), dependencies)
-    if not dependencies:
-        return lambda _context: target()
+def _source_code(dependencies: Sequence[Dependency], *, takes_message: bool) -> str:
+    values = [f"value{index}" for index in range(len(dependencies))]
+    sources = [f"get{index}({'context' * d.source.of_context})" for index, d in enumerate(dependencies)]
+    passed = [v if d.by_position else f"{d.name}={v}" for v, d in zip(values, dependencies, strict=True)]
+    provided = [v for v, d in zip(values, dependencies, strict=True) if not d.source.of_context]
+    return _CALL.format(
+        fetched="; ".join(f"{value} = {source}" for value, source in zip(values, sources, strict=True)),
+        plain=" and ".join(f"type({value}) in plain" for value in provided) or "True",
+        values="".join(f"{value}, " for value in values),
+        parameters=", ".join(values),
+        passed=", ".join(["message"] * takes_message + passed),
+    )
 
-    return lambda context: call(None, context)
 
-
-def handle_with(make: Source, *, reads_events: bool) -> Call:
+def handle_with(make: Callable[[Any, Context], Any], *, reads_events: bool) -> Call:
     """Return a call of a handler class: a new object, its `handle`, then the events that it collected."""
 
     async def call(message: Any, context: Context) -> Any:
-        handler = make(context)
+        handler = make(message, context)
         if is_awaitable(handler):
             handler = await handler
         reply = await handler.handle(message)
@@ -79,8 +103,3 @@ def handle_with(make: Source, *, reads_events: bool) -> Call:
 def is_awaitable(value: Any) -> bool:
     """Whether a dependency has to be awaited; `inspect.isawaitable` would cost ten times as much."""
     return hasattr(type(value), "__await__")
-
-
-def from_provider(provider: Provider) -> Source:
-    """Return a provider as a source, which a context makes no difference to."""
-    return lambda _context: provider()

@@ -55,6 +55,10 @@ class Storage(Protocol):
         """Return a unit within a transaction that the caller began and will commit."""
         ...
 
+    async def has_taken(self, handler: Handler, message_id: str) -> bool:
+        """Whether the inbox says that this handler has taken this message before."""
+        ...
+
     def deliver_to(self, handler: Handler, message_id: str) -> Unit:
         """Return a unit in which this handler's inbox row says that it has taken this message."""
         ...
@@ -133,7 +137,7 @@ class Mediator:
         # The hot path: contexts of nested sends, events and deliveries are opened by open_context().
         path = self._paths[type(message)]
         here = running.get()
-        if here is None or here.context is not None or here.task != id(current_task(here.loop)):
+        if here is None or here.context is not None or here.task() is not current_task(here.loop):
             parent = innermost(self)
             if parent is not None:
                 return await join(path.plan, message, parent)
@@ -214,11 +218,20 @@ class Mediator:
 
         A message that the handler has taken before is left alone. Raises what the handler raises, after rolling back.
         """
-        context = open_context(self, plan, message, None, trace)
-        try:
+        units: list[Unit] = []
+
+        async def take(message: Any, context: Context) -> Any:
             if self.storage is not None:
                 context.unit = self.storage.deliver_to(handler, trace.message_id)
-            await around(self._middlewares, partial(attempt, handler.call))(message, context)
+                units.append(context.unit)
+            return await attempt(handler.call, message, context)
+
+        context = open_context(self, plan, message, None, trace)
+        try:
+            await around(self._middlewares, take)(message, context)
+        except Exception:
+            if not any(unit.already_taken for unit in units):
+                raise
         finally:
             close_context(context)
 
@@ -257,7 +270,8 @@ class Mediator:
 
     async def _take(self, handler: Handler, plan: Plan, event: Any, trace: Trace | None) -> None:
         if trace is not None:
-            await self.deliver(handler, plan, event, trace)
+            if self.storage is None or not await self.storage.has_taken(handler, trace.message_id):
+                await self.deliver(handler, plan, event, trace)
             return
         context = open_context(self, plan, event, None, None)
         try:

@@ -9,7 +9,7 @@ from cqrs.codec import Codec
 from cqrs.errors import EncodingError, Problem
 from cqrs.events import NotificationEvent, notification_name
 from cqrs.registry import HandlerRecord, Kind, Publication, source_of
-from cqrs.signature import Handler, Injector, path_of, read
+from cqrs.signature import Handler, Injector, name_of, path_of, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -66,6 +66,15 @@ class Plan:
         return self.route(event) is not None or len(self.handlers) > len(self.local) + len(self.concurrent)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A handler that was found for a message; None where its record is unusable, which a problem says."""
+
+    record: HandlerRecord
+    name: str
+    handler: Handler | None
+
+
 def make_plans(
     records: Iterable[HandlerRecord],
     publications: Mapping[type, Publication],
@@ -74,12 +83,12 @@ def make_plans(
     script: str = "__main__",
 ) -> dict[type, Plan]:
     """Return the plan of every message that the records handle; what is wrong is added to `problems`."""
-    handlers: dict[type, list[tuple[HandlerRecord, Handler]]] = {}
+    found: dict[type, list[Found]] = {}
     for record in dict.fromkeys(records):
         for message, handler in read(record, injector, problems, script):
-            handlers.setdefault(message, []).append((record, handler))
-    _refuse_shared_names(handlers, problems)
-    return {message: _make_plan(message, found, publications, problems) for message, found in handlers.items()}
+            found.setdefault(message, []).append(Found(record, name_of(record, script), handler))
+    _refuse_shared_names(found, problems)
+    return {message: _make_plan(message, handlers, publications, problems) for message, handlers in found.items()}
 
 
 def event_plan(event: type, publication: Publication | None, handlers: Sequence[Handler] = ()) -> Plan:
@@ -114,16 +123,13 @@ def check_publication(publication: Publication, problems: list[Problem]) -> None
 
 
 def _make_plan(
-    message: type,
-    found: Sequence[tuple[HandlerRecord, Handler]],
-    publications: Mapping[type, Publication],
-    problems: list[Problem],
+    message: type, found: Sequence[Found], publications: Mapping[type, Publication], problems: list[Problem]
 ) -> Plan:
-    kinds = {record.kind for record, _ in found}
-    handlers = [handler for _, handler in found]
-    kind = found[0][0].kind
+    kinds = {each.record.kind for each in found}
+    handlers = [each.handler for each in found if each.handler is not None]
+    kind = found[0].record.kind
     if len(kinds) > 1 or (kind is not Kind.EVENT and len(found) > 1):
-        places = ", ".join(f"{handler.name} ({handler.where})" for handler in handlers)
+        places = ", ".join(f"{each.name} ({source_of(each.record.target)})" for each in found)
         what = f"{path_of(message)} has {len(found)} {' and '.join(sorted(kinds))} handlers, expected one: {places}"
         problems.append(Problem(what, "Keep one, or make it an event if several should hear of it."))
     if kind is not Kind.EVENT:
@@ -140,15 +146,14 @@ def _make_plan(
     return plan
 
 
-def _refuse_shared_names(
-    handlers: Mapping[type, Sequence[tuple[HandlerRecord, Handler]]], problems: list[Problem]
-) -> None:
+def _refuse_shared_names(found: Mapping[type, Sequence[Found]], problems: list[Problem]) -> None:
     owners: dict[str, HandlerRecord] = {}
-    for found in handlers.values():
-        for record, handler in found:
-            owner = owners.setdefault(handler.name, record)
-            if owner is not record and owner.target is not record.target:
-                what = f"Two handlers are named '{handler.name}': {source_of(owner.target)} and {handler.where}"
+    for handlers in found.values():
+        for each in handlers:
+            owner = owners.setdefault(each.name, each.record)
+            if owner.target is not each.record.target:
+                places = f"{source_of(owner.target)} and {source_of(each.record.target)}"
+                what = f"Two handlers are named '{each.name}': {places}"
                 problems.append(
                     Problem(what, "Give one of them a name of its own with name=...; names stand in tables.")
                 )

@@ -53,7 +53,8 @@ def policies(retry: Retry | Policies) -> Policies:
 
 def policy_for(error: BaseException, own: Policies, default: Policies) -> Retry:
     """Return the policy of the nearest base class of the error's type, a handler's own before the application's."""
-    for base in type(error).__mro__:
-        if policy := own.get(base) or default.get(base):
-            return policy
+    for rules in (own, default):
+        for base in type(error).__mro__:
+            if base in rules:
+                return rules[base]
     return Retry()

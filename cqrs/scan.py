@@ -34,9 +34,7 @@ def scan(paths: Iterable[str], problems: list[Problem], exclude: Sequence[str] =
     loaded = _loaded_files()
     names = []
     for path in paths:
-        for found in _modules(path, problems):
-            if any(found.name == name or found.name.startswith(f"{name}.") for name in exclude):
-                continue
+        for found in _modules(path, problems, exclude):
             name = _load(found, loaded, problems)
             if name is not None:
                 names.append(name)
@@ -53,10 +51,10 @@ def script_name() -> str:
     return Path(file).stem if file else "__main__"
 
 
-def _modules(path: str, problems: list[Problem]) -> Iterator[Found]:
+def _modules(path: str, problems: list[Problem], exclude: Sequence[str]) -> Iterator[Found]:
     try:
         spec = importlib.util.find_spec(path)
-    except (ImportError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a parent package that is imported may raise anything
         spec, reason = None, f": {error}"
     else:
         reason = ""
@@ -68,22 +66,27 @@ def _modules(path: str, problems: list[Problem]) -> Iterator[Found]:
         yield Found(path, Path(spec.origin or ""))
     else:
         for folder in spec.submodule_search_locations:
-            yield from _walk(Path(folder), path, problems)
+            yield from _walk(Path(folder), path, problems, exclude)
 
 
-def _walk(folder: Path, name: str, problems: list[Problem]) -> Iterator[Found]:
+def _walk(folder: Path, name: str, problems: list[Problem], exclude: Sequence[str]) -> Iterator[Found]:
+    if name in exclude:
+        return
     if (folder / "__init__.py").is_file():
         yield Found(name, folder / "__init__.py")
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith((".", "__")):
             continue
-        if entry.suffix == ".py" and entry.stem.isidentifier():
-            yield Found(f"{name}.{entry.stem}", entry)
-        elif entry.is_dir() and entry.name.isidentifier():
+        inner = f"{name}.{entry.stem}"
+        if not entry.stem.isidentifier() or inner in exclude:
+            continue
+        if entry.suffix == ".py":
+            yield Found(inner, entry)
+        elif entry.is_dir():
             if (entry / "__init__.py").is_file():
-                yield from _walk(entry, f"{name}.{entry.name}", problems)
+                yield from _walk(entry, inner, problems, exclude)
             elif any(entry.glob("*.py")):
-                cure = f"Add an empty __init__.py, or pass exclude=('{name}.{entry.name}',) to bootstrap."
+                cure = f"Add an empty __init__.py, or pass exclude=('{inner}',) to bootstrap."
                 problems.append(Problem(f"The folder {entry} has modules, but no __init__.py, and was skipped", cure))
 
 
@@ -99,7 +102,7 @@ def _load(found: Found, loaded: dict[str, str], problems: list[Problem]) -> str 
         return None
     try:
         importlib.import_module(found.name)
-    except Exception as error:  # noqa: BLE001 - whatever a module raises is the problem to report
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a module raises is the problem to report
         trace = "".join(traceback.format_exception(error.with_traceback(_below_import(error)))).rstrip()
         cure = "Mend it, or leave the module out with exclude=(...)."
         problems.append(Problem(f"Module {found.name} cannot be imported", f"{cure}\n{trace}", str(found.file)))

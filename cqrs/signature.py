@@ -6,14 +6,15 @@ The only module that looks at the annotations of handlers.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints  # pyright: ignore[reportDeprecated]
 
 from cqrs.errors import Problem
+from cqrs.events import Event
 from cqrs.handlers import EventHandler, RequestHandler
-from cqrs.injection import Dependencies, Provider, Source, construct, from_provider, handle_with, inject
+from cqrs.injection import Dependency, Provider, Source, handle_with, inject
 from cqrs.messages import Command, Query, Request
 from cqrs.registry import EventOptions, HandlerRecord, Kind, source_of
 from cqrs.retry import OnDead, Policies, policies
@@ -37,7 +38,7 @@ class Resolver(Protocol):
     def provider(self, wanted: type, marks: Sequence[object]) -> Provider | None:
         """Return the provider of a type, or of the mark (in `Annotated`, or as default) that names one.
 
-        Returns None when nothing provides it; raises `LookupError` with the reason when it cannot be decided.
+        Returns None when nothing provides it; raises `LookupError(what, cure)` when it cannot be decided.
         """
         ...
 
@@ -46,8 +47,10 @@ class Resolver(Protocol):
 class Injector:
     """Where parameters come from: what the running context has, then the container."""
 
-    from_context: Mapping[type, Source]
+    from_context: Mapping[type, Callable[[Context], Any]]
     container: Resolver
+    cures: Mapping[str, str] = field(default_factory=dict)
+    """What to do when nothing provides a type of this name, where it is something else than adding a provider."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,10 +70,12 @@ class Handler:
     timeout: float | None = None
 
 
-def read(record: HandlerRecord, injector: Injector, problems: list[Problem], script: str) -> list[tuple[type, Handler]]:
-    """Return a handler for each message type that the record takes; what is wrong is added to `problems`.
+def read(
+    record: HandlerRecord, injector: Injector, problems: list[Problem], script: str
+) -> list[tuple[type, Handler | None]]:
+    """Return a handler for each message type that the record takes, None in place of one that is unusable.
 
-    `script` is the name that the module `__main__` goes by.
+    What is wrong is added to `problems`. `script` is the name that the module `__main__` goes by.
     """
     return _Reading(record, injector, problems, script).result()
 
@@ -78,6 +83,11 @@ def read(record: HandlerRecord, injector: Injector, problems: list[Problem], scr
 def path_of(target: Any) -> str:
     """Return the dotted path of a function or class."""
     return f"{target.__module__}.{target.__qualname__}"
+
+
+def name_of(record: HandlerRecord, script: str) -> str:
+    """Return the handler's name in tables and logs: `module:qualname`, or what it was named."""
+    return record.options.get("name") or f"{_module_of(record, script)}:{_qualname(record.target)}"
 
 
 class _Reading:
@@ -89,28 +99,28 @@ class _Reading:
         self.injector = injector
         self.problems = problems
         self.where = source_of(record.target)
-        module = script if record.module == "__main__" else record.module
-        self.path = f"{module}.{getattr(self.target, '__qualname__', self.target)}"
-        self.name = record.options.get("name") or f"{module}:{getattr(self.target, '__qualname__', self.target)}"
+        self.path = f"{_module_of(record, script)}.{_qualname(self.target)}"
+        self.name = name_of(record, script)
         self.is_class = isinstance(self.target, type)
         self.needs_nothing = False
 
-    def result(self) -> list[tuple[type, Handler]]:
-        """Return a handler for each message type that the record takes; none when it is unusable."""
-        function = self._function()
-        if function is None or not self._options_are_known():
+    def result(self) -> list[tuple[type, Handler | None]]:
+        """Return a handler for each message type that the record takes; None in place of one that is unusable."""
+        function = getattr(self.target, "handle", None) if self.is_class else self.target
+        if function is None:
+            self._problem("a handler class needs `async def handle(self, message)`", "Add it.")
             return []
         hints = self._hints(function)
         parameters = self._parameters(function)
         if hints is None or not parameters:
             return []
         messages = self._messages(parameters[0], hints)
-        call = self._call(parameters[1:], hints)
-        if call is None or not messages:
-            return []
         self._check_kind(messages)
         self._check_reply(messages, hints)
-        return [(message, self._handler(call)) for message in messages]
+        usable = self._is_coroutine_function(function) and self._options_are_known()
+        call = self._call(parameters[1:], hints)
+        handler = self._handler(call) if usable and call is not None else None
+        return [(message, handler) for message in messages]
 
     def _handler(self, call: Call) -> Handler:
         options = self.record.options
@@ -132,18 +142,13 @@ class _Reading:
     def _problem(self, what: str, cure: str) -> None:
         self.problems.append(Problem(f"{self.path}: {what}", cure, self.where))
 
-    def _function(self) -> Callable[..., Any] | None:
-        function: Callable[..., Any] | None = getattr(self.target, "handle", None) if self.is_class else self.target
-        if function is None:
-            self._problem("a handler class needs `async def handle(self, message)`", "Add it.")
-        elif inspect.isasyncgenfunction(function):
+    def _is_coroutine_function(self, function: Callable[..., Any]) -> bool:
+        if inspect.isasyncgenfunction(function):
             self._problem("an async generator is a streaming handler, which this version cannot run", "Return a list.")
         elif not inspect.iscoroutinefunction(function):
             cure = "Make it `async def` and call blocking code through `await asyncio.to_thread(...)`."
             self._problem("a handler is a coroutine function, this one is a plain function", cure)
-        else:
-            return function
-        return None
+        return inspect.iscoroutinefunction(function)
 
     def _options_are_known(self) -> bool:
         unknown = sorted(set(self.record.options) - KNOWN_OPTIONS[self.record.kind])
@@ -179,7 +184,7 @@ class _Reading:
             self._problem(f"its first parameter '{parameter.name}' has no annotation", cure)
             return []
         wanted = _members(annotation) if self.record.kind is Kind.EVENT else [annotation]
-        messages: list[Any] = [get_origin(member) or member for member in wanted]
+        messages: list[Any] = [_class_of(member) for member in wanted]
         if bound is not None:
             if all(isinstance(message, type) and not issubclass(bound, message) for message in messages):
                 self._problem(
@@ -193,11 +198,12 @@ class _Reading:
         return messages
 
     def _check_kind(self, messages: Sequence[type]) -> None:
-        kinds = {Command: Kind.COMMAND, Query: Kind.QUERY}
+        kinds = {Command: Kind.COMMAND, Query: Kind.QUERY, Event: Kind.EVENT}
         for message in messages:
             expected = next((kind for base, kind in kinds.items() if issubclass(message, base)), self.record.kind)
             if expected is not self.record.kind:
-                what = f"it is a {self.record.kind} handler, but {path_of(message)} is a {expected}"
+                ours, theirs = (f"an {k}" if k is Kind.EVENT else f"a {k}" for k in (self.record.kind, expected))
+                what = f"it is {ours} handler, but {path_of(message)} is {theirs}"
                 self._problem(what, f"Decorate it with {MAKERS[expected]}.")
 
     def _check_reply(self, messages: Sequence[type], hints: Mapping[str, Any]) -> None:
@@ -212,45 +218,44 @@ class _Reading:
     def _call(self, further: Sequence[inspect.Parameter], hints: Mapping[str, Any]) -> Call | None:
         if not self.is_class:
             dependencies = self._dependencies(further, hints)
-            self.needs_nothing = dependencies is not None and not dependencies
+            self.needs_nothing = dependencies == []
             return None if dependencies is None else inject(self.target, dependencies)
         if any(parameter.default is parameter.empty for parameter in further):
             self._problem("`handle` takes the message alone", "Ask for dependencies in `__init__`.")
             return None
-        return self._class_call()
+        make = self._maker()
+        return None if make is None else handle_with(make, reads_events=hasattr(self.target, "events"))
 
-    def _class_call(self) -> Call | None:
-        make = self._provided_class()
-        if make is None:
-            init = self.target.__init__
-            hints = self._hints(init) if inspect.isfunction(init) else {}
-            if hints is None:
-                return None
-            parameters = list(inspect.signature(init).parameters.values())[1:] if inspect.isfunction(init) else []
-            dependencies = self._dependencies(parameters, hints)
-            if dependencies is None:
-                return None
-            make = construct(self.target, dependencies)
-        return handle_with(make, reads_events=hasattr(self.target, "events"))
-
-    def _provided_class(self) -> Source | None:
+    def _maker(self) -> Call | None:
+        """Return what makes the handler object: the container's provider of it, or its class with its dependencies."""
         try:
             provider = self.injector.container.provider(self.target, ())
         except LookupError as error:
-            self._problem(str(error), "Remove one of them.")
+            self._undecided("", error)
             return None
-        return None if provider is None else from_provider(provider)
+        if provider is not None:
+            return inject(provider, (), takes_message=False)
+        init = self.target.__init__
+        if not inspect.isfunction(init):
+            return inject(self.target, (), takes_message=False)
+        hints = self._hints(init)
+        if hints is None:
+            return None
+        dependencies = self._dependencies(list(inspect.signature(init).parameters.values())[1:], hints)
+        return None if dependencies is None else inject(self.target, dependencies, takes_message=False)
 
-    def _dependencies(self, parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any]) -> Dependencies | None:
+    def _dependencies(
+        self, parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any]
+    ) -> list[Dependency] | None:
         """Return the parameters' sources; None when one of them has none."""
-        found: dict[str, tuple[Source, bool]] = {}
+        found: list[Dependency] = []
         complete, contiguous = True, True
         for parameter in parameters:
             if parameter.kind in _VARIADIC:
                 continue
             source = self._source(parameter, hints.get(parameter.name))
             if source is not None:
-                found[parameter.name] = (source, contiguous and parameter.kind in _POSITIONAL)
+                found.append(Dependency(parameter.name, source, contiguous and parameter.kind in _POSITIONAL))
             elif parameter.default is parameter.empty:
                 complete = False
             else:
@@ -264,16 +269,21 @@ class _Reading:
         try:
             provider = self.injector.container.provider(kind if isinstance(kind, type) else object, marks)
         except LookupError as error:
-            self._problem(f"parameter '{parameter.name}': {error}", 'Name one: Annotated[T, Provide["name"]].')
-            return _nothing
-        if kind in self.injector.from_context and provider is None:
-            return self.injector.from_context[kind]
+            self._undecided(f"parameter '{parameter.name}': ", error)
+            return Source(lambda: None)
         if provider is not None:
-            return from_provider(provider)
+            return Source(provider)
+        if kind in self.injector.from_context:
+            return Source(self.injector.from_context[kind], of_context=True)
         if parameter.default is parameter.empty:
             what = f"nothing provides '{parameter.name}' ({'not annotated' if hint is None else _show(hint)})"
-            self._problem(what, "Add a provider of that type to the container, or give the parameter a default.")
+            cure = "Add a provider of that type to the container, or give the parameter a default."
+            self._problem(what, self.injector.cures.get(getattr(kind, "__name__", ""), cure))
         return None
+
+    def _undecided(self, where: str, error: LookupError) -> None:
+        what, cure = error.args
+        self._problem(f"{where}{what}", cure)
 
 
 _UNIONS = (UnionType, Union)  # pyright: ignore[reportDeprecated]  # what `Optional[X]` is before Python 3.14
@@ -281,8 +291,12 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def _nothing(_context: Context) -> None:
-    """Stand in for a source that could not be decided; bootstrap raises before it is ever called."""
+def _module_of(record: HandlerRecord, script: str) -> str:
+    return script if record.module == "__main__" else record.module
+
+
+def _qualname(target: Any) -> str:
+    return str(getattr(target, "__qualname__", target))
 
 
 def _bare(annotation: Any) -> Any:
@@ -298,8 +312,14 @@ def _without_none(annotation: Any) -> Any:
     return members[0] if len(members) == 1 else annotation
 
 
+def _class_of(annotation: Any) -> Any:
+    """Return the class that messages of a generic annotation have."""
+    origin = get_origin(annotation)
+    return origin if isinstance(origin, type) and origin not in _UNIONS else annotation
+
+
 def _is_message(annotation: Any) -> bool:
-    is_class = isinstance(annotation, type) and annotation.__module__ != "builtins"
+    is_class = isinstance(annotation, type) and annotation.__module__ not in ("builtins", "typing")
     return is_class and not issubclass(annotation, dict) and annotation not in (Request, Command, Query)
 
 
@@ -336,4 +356,6 @@ def _fits(returned: Any, promised: Any) -> bool:
 
 
 def _show(annotation: Any) -> str:
+    if annotation is NoneType:
+        return "None"
     return annotation.__qualname__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)

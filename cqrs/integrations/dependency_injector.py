@@ -43,7 +43,9 @@ class ContainerResolver:
         exact = [name for name, made in self._made.items() if made is wanted]
         names = exact or [name for name, made in self._made.items() if stands_for(made, wanted)]
         if len(names) > 1:
-            raise LookupError(f"{' and '.join(repr(name) for name in names)} both provide {wanted.__qualname__}")
+            both = " and ".join(repr(name) for name in names)
+            cure = f'Name one: Annotated[{wanted.__qualname__}, Provide["{names[0]}"]].'
+            raise LookupError(f"{both} both provide {wanted.__qualname__}", cure)
         return self._named[names[0]] if names else None
 
     def _marked(self, named: Any) -> Provider:
@@ -54,13 +56,13 @@ class ContainerResolver:
             provider = getattr(provider, part, None)
             if provider is None:
                 known = ", ".join(sorted(self._named)) or "none"
-                raise LookupError(f"the container has no provider named '{named}'; it has: {known}")
+                raise LookupError(f"the container has no provider named '{named}'", f"It has: {known}.")
         return provider  # type: ignore[no-any-return]  # found by name in the user's container
 
     def _of_this_container(self, declared: Any) -> Provider:
         """Return the instance's provider of one that was named on the container's class."""
         parent = getattr(self._container, "declarative_parent", None)
-        names = [name for name, provider in parent.providers.items() if provider is declared] if parent else []
+        names = [name for name, provider in _walk(parent, "") if provider is declared] if parent else []
         return self._named[names[0]] if names else declared  # type: ignore[no-any-return]  # a provider of the user's
 
     async def __aenter__(self) -> Self:

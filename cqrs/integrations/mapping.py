@@ -25,13 +25,19 @@ class MappingResolver:
                     Problem(f"container[{made.__name__}] is no factory that can be called without arguments", cure)
                 )
 
-    def provider(self, wanted: type, marks: Sequence[object]) -> Provider | None:  # noqa: ARG002 - a mapping knows no names
-        """Return the factory of the type."""
+    def provider(self, wanted: type, marks: Sequence[object]) -> Provider | None:
+        """Return the factory of the type; names are for containers."""
+        if any(type(mark).__module__.startswith("dependency_injector.") for mark in marks):
+            raise LookupError(
+                "Provide[...] names a provider of a dependency-injector container, and there is none",
+                "Pass the container to bootstrap: container=Container().",
+            )
         if wanted in self._factories or wanted.__module__ == "builtins":
             return self._factories.get(wanted)
         found = [made for made in self._factories if stands_for(made, wanted)]
         if len(found) > 1:
-            raise LookupError(f"{' and '.join(made.__qualname__ for made in found)} both provide {wanted.__qualname__}")
+            names = " and ".join(made.__qualname__ for made in found)
+            raise LookupError(f"{names} both provide {wanted.__qualname__}", "Annotate the parameter with one of them.")
         return self._factories[found[0]] if found else None
 
 
@@ -42,7 +48,8 @@ def stands_for(made: type, wanted: type) -> bool:
     if not getattr(wanted, "_is_protocol", False):
         return False
     members = {name for base in wanted.__mro__ if getattr(base, "_is_protocol", False) for name in _members_of(base)}
-    return bool(members) and all(hasattr(made, name) for name in members)
+    declared = {name for base in made.__mro__ for name in getattr(base, "__annotations__", {})}
+    return bool(members) and all(hasattr(made, name) or name in declared for name in members)
 
 
 def _members_of(protocol: type) -> set[str]:

@@ -83,7 +83,7 @@ def _url(text: str, problems: list[Problem]) -> URL | None:
 
 
 def _is_usable(url: URL, schema: str | None, problems: list[Problem]) -> bool:
-    shown = url.render_as_string(hide_password=True)
+    shown = url.render_as_string(hide_password=True).replace("%3A", ":")
     known = len(problems)
     if url.get_backend_name() != "sqlite":
         problems.append(

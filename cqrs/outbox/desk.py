@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from cqrs.outbox.store import DEAD, Counts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
+    from collections.abc import Callable, Collection
 
     from sqlalchemy import Row
 
@@ -48,9 +48,10 @@ class DeadLetter:
 class Outbox:
     """What was saved and has not ended, to be counted, looked at, replayed and discarded."""
 
-    def __init__(self, store: Store, changed: Callable[[], None]) -> None:
+    def __init__(self, store: Store, changed: Callable[[], None], skipping: Collection[str] = ()) -> None:
         self._store = store
         self._changed = changed
+        self._skipping = skipping
 
     async def counts(self) -> Counts:
         """Return how many rows are on their way, wait for a retry or behind one, are dead, or not yet due."""
@@ -65,7 +66,7 @@ class Outbox:
 
         One that held back its key goes first; one that did not (`on_dead="skip"`) goes behind what waits of its key.
         """
-        return await self._each(self._store.replay, which)
+        return await self._each(lambda seqs: self._store.replay(seqs, self._skipping), which)
 
     async def discard(self, **which: Unpack[Which]) -> int:
         """Delete dead letters for good and let go on what they held back; returns how many."""
@@ -79,6 +80,10 @@ class Outbox:
 
 
 def _conditions(which: Which) -> dict[str, Any]:
+    unknown = sorted(set(which) - Which.__optional_keys__)
+    if unknown:
+        known = ", ".join(sorted(Which.__optional_keys__))
+        raise TypeError(f"Parked rows have no {', '.join(unknown)}; choose by {known}")
     conditions: dict[str, Any] = {("message_key" if name == "key" else name): value for name, value in which.items()}
     return {**conditions, "state": DEAD}
 
@@ -94,5 +99,5 @@ def _letter(row: Row[Any]) -> DeadLetter:
         row.payload,
         row.attempts,
         row.error or "",
-        row.created_at,
+        row.created_at if row.created_at.tzinfo else row.created_at.replace(tzinfo=UTC),
     )

@@ -112,6 +112,7 @@ class Relay:
 
     def start(self) -> None:
         """Begin to relay."""
+        self._stopping = False
         work = {"outbox": self.relay_outbox, "parked": self.relay_due, "look": self._look}
         self._lanes = [asyncio.create_task(self._lane(name, work[name]), name=f"cqrs relay {name}") for name in work]
 
@@ -218,7 +219,7 @@ class Relay:
             what = f"{envelope.type} {envelope.message_id} to {envelope.destination}" if envelope else "a saved event"
             reason = verdict.error.rstrip().rpartition("\n")[2]
             if verdict.wait is None:
-                log.error("%s is dead after %d attempts: %s", what, verdict.row.attempts + 1, reason)
+                log.error("%s is dead at attempt %d: %s", what, verdict.row.attempts + 1, reason)
             else:
                 log.warning("%s failed, tried again in %.1f s: %s", what, verdict.wait, reason)
         if failed:

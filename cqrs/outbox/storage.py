@@ -67,7 +67,7 @@ class Storage:
     ) -> None:
         self.store = store
         self.relay = Relay(store, publishers, end=end, skipping=skipping, pace=pace)
-        self.outbox = Outbox(store, self.relay.look)
+        self.outbox = Outbox(store, self.relay.look, skipping)
         self._name = name
         self._database = database
         self._publishers = list({id(publisher): publisher for publisher in publishers.values()}.values())
@@ -94,6 +94,10 @@ class Storage:
     def deliver_to(self, handler: Handler, message_id: str) -> Transaction:
         """Return a unit in which this handler's inbox row says that it has taken this message."""
         return self._unit(Transaction, self._writing, takes=(handler.name, message_id))
+
+    async def has_taken(self, handler: Handler, message_id: str) -> bool:
+        """Whether the inbox says that this handler has taken this message."""
+        return await self.store.has_taken(handler.name, message_id)
 
     def adopt(self, session: AsyncSession) -> Adopted:
         """Return a unit within a transaction that the caller began and will commit."""
@@ -160,7 +164,7 @@ class Storage:
             raise SchemaError(
                 f"These tables belong to the application '{found['application']}', and this one is '{self._name}'. "
                 f"If it is the same application, pass name='{found['application']}' to bootstrap; "
-                "otherwise give it tables of its own: prefix='...' or schema='...'."
+                "otherwise give it tables of its own: prefix='...'."
             )
         if found["slots"] != str(self.store.slots):
             raise SchemaError(
@@ -205,9 +209,10 @@ class Storage:
         """Wait until what this process emitted has ended."""
         end = monotonic() + timeout
         while left := await self._unended():
-            only_dead = all(state == DEAD for *_, state in left)
-            if only_dead or monotonic() >= end:
-                raise DrainTimeout(describe(left), timeout)
+            if all(state == DEAD for *_, state in left):
+                raise DrainTimeout(describe(left), "given up: app.outbox.replay() or discard() ends them")
+            if monotonic() >= end:
+                raise DrainTimeout(describe(left), f"not delivered after {timeout:g} s")
             self.relay.settled.clear()
             await _wait_for(self.relay.settled, min(LOOK, max(0.0, end - monotonic())))
 

@@ -338,6 +338,13 @@ class Store:
                 found.update((row.handler, row.message_id) for row in rows)
         return found
 
+    async def has_taken(self, handler: str, message_id: str) -> bool:
+        """Whether the inbox holds this pair."""
+        table = self.tables.inbox
+        query = exists().where(table.c.handler == handler, table.c.message_id == message_id)
+        async with self.readers.connect() as connection:
+            return bool(await connection.scalar(select(query)))
+
     def take(self, handler: str, message_id: str) -> Any:
         """Return the statement that writes a handler's inbox row, and touches no row when it is there already."""
         values = select(literal(handler), literal(message_id), self.now())
@@ -362,18 +369,32 @@ class Store:
         async with self.readers.connect() as connection:
             return (await connection.execute(query.order_by(table.c.seq).limit(limit))).all()
 
-    async def replay(self, seqs: Sequence[int]) -> int:
+    async def replay(self, seqs: Sequence[int], skipping: Collection[str]) -> int:
         """Make dead rows wait for a first attempt again; one whose key went on without it joins the key's tail."""
         table = self.tables.parked
         async with self.writers.begin() as connection:
             rows = await self._dead(connection, seqs)
             for row in rows:
-                later = _same_lane(table, row.destination, row.topic, row.message_key)
-                others = exists().where(later, table.c.state == WAITING, table.c.seq < row.seq)
-                behind = await connection.scalar(select(others))
-                values = {"state": WAITING, "attempts": 0, "next_attempt_at": None if behind else self.now()}
-                await connection.execute(update(table).where(table.c.seq == row.seq).values(**values))
+                seq = await self._to_tail(connection, row) if row.destination in skipping else row.seq
+                due = None if await self._waits_behind(connection, row, seq) else self.now()
+                values = {"state": WAITING, "attempts": 0, "next_attempt_at": due}
+                await connection.execute(update(table).where(table.c.seq == seq).values(**values))
         return len(rows)
+
+    async def _to_tail(self, connection: AsyncConnection, row: Row[Any]) -> int:
+        table = self.tables.parked
+        columns = [column.name for column in table.c if column.name != "seq"]
+        copy = select(*(table.c[name] for name in columns)).where(table.c.seq == row.seq)
+        await connection.execute(insert(table).from_select(columns, copy))
+        await connection.execute(delete(table).where(table.c.seq == row.seq))
+        return int(await connection.scalar(select(func.max(table.c.seq))) or 0)
+
+    async def _waits_behind(self, connection: AsyncConnection, row: Row[Any], seq: int) -> bool:
+        if row.message_key is None:
+            return False
+        table = self.tables.parked
+        lane = _same_lane(table, row.destination, row.topic, row.message_key)
+        return bool(await connection.scalar(select(exists().where(lane, table.c.state == WAITING, table.c.seq < seq))))
 
     async def discard(self, seqs: Sequence[int]) -> int:
         """Delete dead rows for good; what waited behind them goes on."""
@@ -494,7 +515,7 @@ def _ending(verdict: Verdict, store: Store) -> dict[str, Any]:
     }
 
 
-def _same_lane(table: Any, destination: str, topic: str, key: str | None) -> Any:
+def _same_lane(table: Any, destination: str, topic: str, key: str) -> Any:
     return and_(table.c.destination == destination, table.c.topic == topic, table.c.message_key == key)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, SessionTransaction
 
     from cqrs.context import Context
     from cqrs.outbox.store import Store
@@ -55,7 +56,7 @@ class Transaction:
         self._takes = takes
         self._envelopes: list[Envelope] = []
         self._ending = False
-        self._doomed_by: str | None = None
+        self._spoiled: str | None = None
         self.already_taken = False
 
     @property
@@ -84,7 +85,7 @@ class Transaction:
         name, topic, key = (route.name, route.topic, route.key) if route else (plan.name, plan.name, None)
         trace = trace_of(context).caused()
         if plan.notification:
-            event.event_id = trace.message_id
+            event.event_id = UUID(trace.message_id)
         assert plan.codec is not None  # noqa: S101 - is_saved() implies one
         payload = plan.codec.encode(event)
         headers = saved_headers(trace, self._source)
@@ -93,16 +94,16 @@ class Transaction:
 
     def doom(self, message: Any) -> None:
         """Refuse the commit: a nested command failed after it may have changed something here."""
-        self._doomed_by = self._doomed_by or type(message).__qualname__
+        self._spoiled = self._spoiled or (
+            f"The nested {type(message).__qualname__} failed and its exception was caught, but it shared this "
+            "transaction, which is rolled back. Let the exception pass, or let the inner handler answer instead."
+        )
 
     async def commit(self) -> None:
         """Insert what was emitted and commit, shielded from cancellation. Nothing is left half done."""
-        if self._doomed_by is not None:
+        if self._spoiled is not None:
             await self.rollback()
-            raise TransactionMisuse(
-                f"The nested {self._doomed_by} failed and its exception was caught, but it shared this transaction, "
-                "which is rolled back. Let the exception pass, or let the inner handler answer instead of raising."
-            )
+            raise TransactionMisuse(self._spoiled)
         try:
             if self._envelopes or self._takes is not None:
                 await self._insert()
@@ -168,10 +169,13 @@ class Transaction:
                 "together with the events that it emitted: use `await session.flush()` to see what was written."
             )
 
-    def rolled_back(self) -> None:
-        """Remember a rollback by the handler: what follows it must not be committed as if all were there."""
-        if not self._ending:
-            self._doomed_by = self._doomed_by or "session.rollback()"
+    def ended(self, transaction: SessionTransaction) -> None:
+        """Remember that the handler rolled back or closed: what follows must not be committed as if all were there."""
+        if not self._ending and transaction.parent is None:
+            self._spoiled = self._spoiled or (
+                "A handler rolled back or closed its session, which takes back all that the command did before. "
+                "Raise an exception to roll back; to undo a part, use `async with session.begin_nested():`."
+            )
 
 
 class Query(Transaction):
@@ -212,7 +216,7 @@ _TOLD: dict[str, Callable[..., None]] = {
     "do_orm_execute": lambda unit, _session: unit.used(),
     "before_flush": lambda unit, _session, *_: unit.used(),
     "before_commit": lambda unit, session: unit.committing(session),
-    "after_rollback": lambda unit, _session: unit.rolled_back(),
+    "after_transaction_end": lambda unit, _session, transaction: unit.ended(transaction),
 }
 
 

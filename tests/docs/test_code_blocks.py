@@ -24,6 +24,8 @@ COVERED_ELSEWHERE = {
     "uv add cqrs-toolkit": "wants the network; the test that installs the built wheel",
     "make demo": "sets up an environment; .ci/run, section Demo",
     "make demo CSV=orders.csv": "sets up an environment; the tests of examples/shop pass files of their own",
+    "alembic -x url=sqlite+aiosqlite:///app.db upgrade head": "wants a checkout; the tests of migrations",
+    "alembic -x url=sqlite+aiosqlite:///app.db downgrade base": "wants a checkout; the tests of migrations",
     "make test": "would run this test; .ci/run, section Tests",
     "make check": "sets up an environment; .ci/run, section Static checks",
     "make docs": "sets up an environment; .ci/run, section Documentation",

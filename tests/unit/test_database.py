@@ -1,0 +1,98 @@
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+import cqrs
+from tests.unit.support import problems
+
+EXAMPLE = 'database="sqlite+aiosqlite:///app.db"'
+
+
+class Ask(cqrs.Command[object]):
+    pass
+
+
+def test_a_sessionmaker_without_an_engine_is_refused(registry: cqrs.Registry):
+    assert problems(registry=registry, database=async_sessionmaker()) == [
+        "The async_sessionmaker has no engine. Make it with async_sessionmaker(engine)."
+    ]
+
+
+def test_a_text_that_is_no_url_is_refused_without_showing_it(registry: cqrs.Registry):
+    assert problems(registry=registry, database="app.db?password=secret") == [
+        f"The database is no URL that SQLAlchemy can read. Write for example {EXAMPLE}."
+    ]
+
+
+def test_another_database_than_sqlite_is_refused_without_its_password(registry: cqrs.Registry):
+    assert problems(registry=registry, database="postgresql+asyncpg://me:secret@db/shop") == [
+        (
+            "The database postgresql+asyncpg://me:***@db/shop is not SQLite, all that this version stores on. "
+            f"Use {EXAMPLE}."
+        )
+    ]
+
+
+@pytest.mark.parametrize(("url", "driver"), [("sqlite:///app.db", "pysqlite"), ("sqlite+pysqlite:///a.db", "pysqlite")])
+def test_a_driver_that_is_not_async_is_refused(registry: cqrs.Registry, url: str, driver: str):
+    assert problems(registry=registry, database=url) == [
+        f"The database {url} has the driver '{driver}', which is not async. Name the async driver: {EXAMPLE}."
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite+aiosqlite:///:memory:",
+        "sqlite+aiosqlite://",
+        "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true",
+        "sqlite+aiosqlite:///file:shop?mode=memory&uri=true",
+    ],
+)
+def test_a_database_in_memory_is_refused(registry: cqrs.Registry, url: str):
+    (problem,) = problems(registry=registry, database=url)
+    assert problem.startswith("The database sqlite+aiosqlite://")
+    assert problem.endswith(
+        "is in memory, where sessions would share one connection and undo each other's work. "
+        f"Use a file: {EXAMPLE}; in tests a temporary one."
+    )
+
+
+async def test_an_engine_in_memory_is_refused_too(registry: cqrs.Registry):
+    engine = create_async_engine("sqlite+aiosqlite:///:memory:")
+    (problem,) = problems(registry=registry, database=engine)
+    assert "is in memory" in problem
+    await engine.dispose()
+
+
+def test_a_schema_on_sqlite_is_refused(registry: cqrs.Registry, database: str):
+    assert problems(registry=registry, database=database, schema="shop") == [
+        "schema= has no meaning on SQLite. Use prefix= to keep applications apart."
+    ]
+
+
+async def test_an_engine_of_ones_own_stays_open(registry: cqrs.Registry, database: str):
+    @registry.command_handler
+    async def handler(command: Ask, session: AsyncSession) -> object:
+        return session.bind is not None
+
+    engine = create_async_engine(database)
+    async with cqrs.bootstrap(registry=registry, database=engine, name="shop") as app:
+        assert await app.send(Ask()) is True
+    async with engine.connect() as connection:
+        assert connection.closed is False
+    await engine.dispose()
+
+
+async def test_a_sessionmakers_options_and_class_are_kept(registry: cqrs.Registry, database: str):
+    class MySession(AsyncSession):
+        pass
+
+    @registry.command_handler
+    async def handler(command: Ask, session: AsyncSession) -> object:
+        return type(session) is MySession, session.autoflush, session.info["mine"]
+
+    engine = create_async_engine(database)
+    sessions = async_sessionmaker(engine, class_=MySession, autoflush=False, info={"mine": 1})
+    async with cqrs.bootstrap(registry=registry, database=sessions, name="shop") as app:
+        assert await app.send(Ask()) == (True, False, 1)
+    await engine.dispose()
