@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -63,11 +63,13 @@ class _Found:
     records: Sequence[HandlerRecord]
     modules: Sequence[str]
     registries: Sequence[Registry]
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Problem]
+    narrowed: bool
+    """Whether of the first registry only what is in these modules counts."""
 
     def has(self, event: type, plans: Mapping[type, Plan]) -> bool:
         """Whether an event is this application's own: handled, or declared in what it was made of."""
-        narrowed = bool(self.modules) and event in self.registries[0].publications
+        narrowed = self.narrowed and event in self.registries[0].publications
         declared = any(event in registry.publications for registry in self.registries)
         return event in plans or (event.__module__ in self.modules if narrowed else declared)
 
@@ -188,7 +190,7 @@ def _collect(
     wanted = [scan] if isinstance(scan, str | Registry) else list(scan or ())
     paths = [path for path in wanted if isinstance(path, str)]
     registries = [found for found in wanted if isinstance(found, Registry)]
-    if registry is not None or not registries:
+    if registry is not None or paths or not registries:
         registries.insert(0, registry or default_registry)
     problems: list[Problem] = []
     modules = scan_packages(paths, problems, exclude)
@@ -203,7 +205,7 @@ def _collect(
         looked = ", ".join(modules) or "no module at all"
         cure = "Decorate handlers with @cqrs.command_handler, query_handler or event_handler in one of its modules."
         problems.append(Problem(f"Scanning {', '.join(map(repr, paths))} found no handler; imported: {looked}", cure))
-    return _Found(records, modules, registries, problems)
+    return _Found(records, modules, registries, problems, narrowed=bool(paths))
 
 
 def _with_bound(found: _Found, mappers: Iterable[tuple[Kind, Mapper | None]]) -> _Found:

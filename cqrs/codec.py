@@ -127,8 +127,11 @@ class Codec:
             ) from error
         try:
             self._adapter.validate_json(payload)
-        except ValueError as error:
-            raise EncodingError(f"{self.event.__qualname__} cannot be read back from its own JSON: {error}") from None
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            place = f"field '{field}' of {self.event.__qualname__}" if field else self.event.__qualname__
+            raise EncodingError(f"{place} cannot be read back from its own JSON: {first['msg']}") from None
         return payload
 
     def decode(self, payload: bytes) -> Any:

@@ -65,6 +65,8 @@ class Unit(Protocol):
 class Application(Protocol):
     """What a context asks of its application."""
 
+    plans: dict[type, Plan]
+
     def plan_of(self, message: type) -> Plan:
         """Return the plan of a message type; for an event that nobody handles an empty one."""
         ...
@@ -168,7 +170,7 @@ class Context:
                 f"{type(event).__qualname__} was emitted while the query {type(self.message).__qualname__} was "
                 "handled. Queries change nothing: make it a command."
             )
-        plan = self.app.plan_of(type(event))
+        plan = self.app.plans.get(type(event)) or self.app.plan_of(type(event))
         if plan.codec is not None:
             if plan.is_saved(event):
                 transaction_of(self).save(plan, event, self)
@@ -239,25 +241,40 @@ def running_here() -> Running:
     return here
 
 
-def open_context(app: Application, plan: Plan, message: Any, parent: Context | None, trace: Trace | None) -> Context:
+def open_context(
+    app: Application,
+    plan: Plan,
+    message: Any,
+    parent: Context | None = None,
+    *,
+    trace: Trace | None = None,
+    here: Running | None = None,
+) -> Context:
     """Return a context of a nested send, a local event or a delivery, and make it the running one.
 
-    `close_context` must follow. The mediator opens the context of a plain `send` by itself, for speed.
+    `close_context` must follow. The mediator opens the context of a plain `send` by itself, for speed; `here` spares
+    the look-up of what runs in this task.
     """
-    here = running_here()
+    here = here or running_here()
     context = Context()
-    context.app, context.plan, context.message, context.parent = app, plan, message, parent
-    context.queue, context.unit, context.trace, context.open = None, None, trace, True
-    context.outer, here.context = here.context, context
-    if parent is not None:
+    context.app = app
+    context.plan = plan
+    context.message = message
+    context.parent = parent
+    context.trace = trace
+    context.queue = context.unit = None
+    context.open = True
+    context.outer = here.context
+    here.context = context
+    if parent is not None and parent.parent is not None:
         _refuse_endless_chain(context)
     return context
 
 
-def close_context(context: Context) -> None:
+def close_context(context: Context, here: Running | None = None) -> None:
     """End a context: what still holds it can no longer emit, and the one before it runs again."""
     context.open = False
-    running_here().context = context.outer
+    (here or running_here()).context = context.outer
 
 
 def innermost(app: Application | None = None) -> Context | None:
@@ -310,6 +327,7 @@ def _refuse_endless_chain(context: Context) -> None:
     while link is not None:
         depth, link = depth + 1, link.parent
     if depth > CHAIN_LIMIT:
+        close_context(context)
         raise EventCycle(reversed([type(link.message) for link in _chain(context)]))
 
 

@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cqrs.context import Context, Unit, close_context, open_context, transaction_of
+from cqrs.context import Context, Unit, close_context, open_context, running_here, transaction_of
 from cqrs.errors import MisuseError, QueryViolation
 from cqrs.registry import Kind
 
@@ -63,7 +63,7 @@ async def join(plan: Plan, message: Any, parent: Context) -> Any:
             f"The {plan.kind} {type(message).__qualname__} was sent while the query "
             f"{type(parent.message).__qualname__} was handled. Queries change nothing: make it a command."
         )
-    context = open_context(parent.app, plan, message, parent, None)
+    context = open_context(parent.app, plan, message, parent)
     try:
         reply = None
         for handler in plan.handlers:
@@ -82,16 +82,17 @@ async def join(plan: Plan, message: Any, parent: Context) -> Any:
 async def run_local_handlers(context: Context) -> None:
     """Run the handlers of the local events that were emitted, and of those that these emit, breadth first."""
     waiting, context.queue = context.queue or [], None
+    here = running_here()
     for plan, event, emitter in waiting:  # grows while it is walked
-        here = open_context(context.app, plan, event, emitter, None)
-        here.queue = waiting
+        inner = open_context(context.app, plan, event, emitter, here=here)
+        inner.queue = waiting
         try:
             for handler in plan.local:
-                await handler.call(event, here)
+                await (handler.call(event, inner) if handler.bare is None else handler.bare(event))
             if plan.concurrent:
-                await _run_side_by_side(here, plan.concurrent)
+                await _run_side_by_side(inner, plan.concurrent)
         finally:
-            close_context(here)
+            close_context(inner, here)
 
 
 async def _run_side_by_side(context: Context, handlers: Sequence[Handler]) -> None:
@@ -106,7 +107,7 @@ async def _run_side_by_side(context: Context, handlers: Sequence[Handler]) -> No
 
 
 async def _run_apart(context: Context, handler: Handler) -> None:
-    here = open_context(context.app, context.plan, context.message, context, context.trace)
+    here = open_context(context.app, context.plan, context.message, context, trace=context.trace)
     here.unit, here.queue = _Apart(context, handler), context.queue
     try:
         await handler.call(context.message, here)

@@ -175,7 +175,7 @@ class Mediator:
         if here is not None:
             here.emit(event)
             return
-        context = open_context(self, event_plan(type(event), None), event, None, None)
+        context = open_context(self, event_plan(type(event), None), event)
         try:
             if session is not None:
                 context.unit = self._storage().adopt(session)
@@ -226,7 +226,7 @@ class Mediator:
                 units.append(context.unit)
             return await attempt(handler.call, message, context)
 
-        context = open_context(self, plan, message, None, trace)
+        context = open_context(self, plan, message, trace=trace)
         try:
             await around(self._middlewares, take)(message, context)
         except Exception:
@@ -273,7 +273,7 @@ class Mediator:
             if self.storage is None or not await self.storage.has_taken(handler, trace.message_id):
                 await self.deliver(handler, plan, event, trace)
             return
-        context = open_context(self, plan, event, None, None)
+        context = open_context(self, plan, event)
         try:
             await around(self._middlewares, partial(attempt, handler.call))(event, context)
         finally:

@@ -55,7 +55,7 @@ def _modules(path: str, problems: list[Problem], exclude: Sequence[str]) -> Iter
     try:
         spec = importlib.util.find_spec(path)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a parent package that is imported may raise anything
-        spec, reason = None, f": {error}"
+        spec, reason = None, f": {type(error).__name__}: {error}"
     else:
         reason = ""
     if spec is None:

@@ -142,6 +142,9 @@ class _Reading:
     def _problem(self, what: str, cure: str) -> None:
         self.problems.append(Problem(f"{self.path}: {what}", cure, self.where))
 
+    def _answers_once(self) -> bool:
+        return not inspect.isasyncgenfunction(getattr(self.target, "handle", self.target))
+
     def _is_coroutine_function(self, function: Callable[..., Any]) -> bool:
         if inspect.isasyncgenfunction(function):
             self._problem("an async generator is a streaming handler, which this version cannot run", "Return a list.")
@@ -207,7 +210,7 @@ class _Reading:
                 self._problem(what, f"Decorate it with {MAKERS[expected]}.")
 
     def _check_reply(self, messages: Sequence[type], hints: Mapping[str, Any]) -> None:
-        if "return" not in hints or self.record.kind is Kind.EVENT:
+        if "return" not in hints or self.record.kind is Kind.EVENT or not self._answers_once():
             return
         for message in messages:
             promised = _reply_type(message)
@@ -231,7 +234,7 @@ class _Reading:
         try:
             provider = self.injector.container.provider(self.target, ())
         except LookupError as error:
-            self._undecided("", error)
+            self._problem(str(error.args[0]), "Remove one of them.")
             return None
         if provider is not None:
             return inject(provider, (), takes_message=False)
@@ -269,7 +272,8 @@ class _Reading:
         try:
             provider = self.injector.container.provider(kind if isinstance(kind, type) else object, marks)
         except LookupError as error:
-            self._undecided(f"parameter '{parameter.name}': ", error)
+            what, cure = error.args
+            self._problem(f"parameter '{parameter.name}': {what}", cure)
             return Source(lambda: None)
         if provider is not None:
             return Source(provider)
@@ -280,10 +284,6 @@ class _Reading:
             cure = "Add a provider of that type to the container, or give the parameter a default."
             self._problem(what, self.injector.cures.get(getattr(kind, "__name__", ""), cure))
         return None
-
-    def _undecided(self, where: str, error: LookupError) -> None:
-        what, cure = error.args
-        self._problem(f"{where}{what}", cure)
 
 
 _UNIONS = (UnionType, Union)  # pyright: ignore[reportDeprecated]  # what `Optional[X]` is before Python 3.14

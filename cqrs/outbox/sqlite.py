@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 BUSY_TIMEOUT = 10.0
 TIME = "%Y-%m-%d %H:%M:%f"
+NOW = f"strftime('{TIME}', 'now', ?)"
+"""The database's time as it is stored; the parameter is a `shift`."""
 
 
 def is_in_memory(url: URL) -> bool:
@@ -30,7 +32,8 @@ def connect(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
 
     Writers wait in line for the one connection of their pool, where SQLite would let them poll for the lock and starve.
     """
-    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT}}
+    # Every transaction here is ended by hand, so that the pool's rollback of what comes back would find none.
+    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT}, "pool_reset_on_return": None}
     writers = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=60.0, **options)
     readers = create_async_engine(url, pool_size=4, max_overflow=12, **options)
     for engine in (writers, readers):
@@ -54,12 +57,30 @@ def reading(engine: AsyncEngine) -> AsyncEngine:
 
 def later(seconds: float) -> ColumnElement[Any]:
     """Return the database's time so many seconds from now, as it is stored."""
-    return func.strftime(literal(TIME), literal("now"), literal(f"{seconds:+.3f} seconds"))
+    return func.strftime(literal(TIME), literal("now"), literal(shift(seconds)))
+
+
+def shift(seconds: float) -> str:
+    """Return a distance in time as SQLite's date functions read it."""
+    return f"{seconds:+.3f} seconds"
 
 
 def seconds_until(moment: ColumnElement[Any]) -> ColumnElement[float]:
     """Return the seconds from the database's time to a stored moment."""
     return (func.julianday(moment) - func.julianday("now")) * 86400.0
+
+
+def execute(connection: Connection, statement: str, *values: Any) -> int:
+    """Run a statement by the driver itself, and return how many rows it touched.
+
+    One trip to the driver's thread, where a SQLAlchemy cursor makes four. For use inside of SQLAlchemy's greenlet.
+    """
+    driver: Any = connection.connection.driver_connection
+    try:
+        cursor = await_only(driver.execute(statement, values))
+    except sqlite3.Error as error:
+        raise OperationalError(statement, values, error) from error
+    return int(cursor.rowcount)
 
 
 def _beginning_with(engine: AsyncEngine, statement: str) -> AsyncEngine:
@@ -70,12 +91,7 @@ def _beginning_with(engine: AsyncEngine, statement: str) -> AsyncEngine:
 
 def _begin(statement: str) -> Callable[[Connection], None]:
     def begin(connection: Connection) -> None:
-        # The driver's own call: one trip to its thread, where a SQLAlchemy cursor makes four.
-        driver: Any = connection.connection.driver_connection
-        try:
-            await_only(driver.execute(statement))
-        except sqlite3.Error as error:
-            raise OperationalError(statement, None, error) from error
+        execute(connection, statement)
 
     return begin
 

@@ -32,6 +32,7 @@ from cqrs.schema import tables
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 WAITING, DEAD, SCHEDULED = "waiting", "dead", "scheduled"
@@ -107,6 +108,8 @@ class Store:
         self.tables = tables(MetaData(schema=schema), prefix)
         self.slots = slots
         self.ahead = 0.0
+        inbox = self.tables.inbox.fullname
+        self._take = f"INSERT OR IGNORE INTO {inbox} (handler, message_id, handled_at) VALUES (?, ?, {sqlite.NOW})"  # noqa: S608 - the name is checked at bootstrap
 
     def slot_of(self, envelope: Envelope) -> int:
         """Return the slot of a row: a hash of its topic and key; without a key the event's id takes its place."""
@@ -345,11 +348,9 @@ class Store:
         async with self.readers.connect() as connection:
             return bool(await connection.scalar(select(query)))
 
-    def take(self, handler: str, message_id: str) -> Any:
-        """Return the statement that writes a handler's inbox row, and touches no row when it is there already."""
-        values = select(literal(handler), literal(message_id), self.now())
-        statement = insert(self.tables.inbox).prefix_with("OR IGNORE")
-        return statement.from_select(("handler", "message_id", "handled_at"), values)
+    def take(self, connection: Connection, handler: str, message_id: str) -> bool:
+        """Write a handler's inbox row; returns whether it was not there yet."""
+        return sqlite.execute(connection, self._take, handler, message_id, sqlite.shift(self.ahead)) == 1
 
     # Looking, replaying, discarding
 

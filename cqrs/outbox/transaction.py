@@ -152,7 +152,7 @@ class Transaction:
     def begun(self, connection: Any) -> None:
         """Write the inbox row as the first statement of a delivery; a row that stands there ends the delivery."""
         if self._takes is not None:
-            self.already_taken = connection.execute(self._store.take(*self._takes)).rowcount == 0
+            self.already_taken = not self._store.take(connection, *self._takes)
             if self.already_taken:
                 raise AlreadyTaken
 

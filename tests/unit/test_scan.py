@@ -106,7 +106,8 @@ def test_a_package_below_one_that_is_not_there_is_reported_with_the_reason():
     names, (problem,) = scanned("shop_that_is_nowhere.orders")
     assert names == []
     assert problem.startswith(
-        "There is no package 'shop_that_is_nowhere.orders' to scan: No module named 'shop_that_is_nowhere'; looked in "
+        "There is no package 'shop_that_is_nowhere.orders' to scan: "
+        "ModuleNotFoundError: No module named 'shop_that_is_nowhere'; looked in "
     )
 
 

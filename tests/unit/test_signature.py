@@ -578,7 +578,8 @@ def test_a_handler_of_another_kind_than_its_message_is_refused(
     handler.__annotations__["message"] = message
     getattr(registry, decorator)(handler)
     assert (
-        f"{path(handler)}: it is a {said} handler, but {path(message)} is a {expected} ({place(handler)}). "
+        f"{path(handler)}: it is {'an' if said == 'event' else 'a'} {said} handler, "
+        f"but {path(message)} is a {expected} ({place(handler)}). "
         f"Decorate it with @cqrs.{expected}_handler."
     ) in problems(registry=registry)
 
@@ -758,7 +759,7 @@ def test_a_session_without_a_database_is_refused(registry: cqrs.Registry):
     assert problems(registry=registry) == [
         (
             f"{path(handler)}: nothing provides 'session' (AsyncSession) ({place(handler)}). "
-            "Add a provider of that type to the container, or give the parameter a default."
+            'Give bootstrap one: database="sqlite+aiosqlite:///app.db".'
         )
     ]
 
@@ -775,7 +776,7 @@ def test_a_parameter_that_two_providers_provide_is_refused(registry: cqrs.Regist
     assert problems(registry=registry, container=Container()) == [
         (
             f"{path(handler)}: parameter 'orders': 'main' and 'archive' both provide Orders ({place(handler)}). "
-            'Name one: Annotated[T, Provide["name"]].'
+            'Name one: Annotated[Orders, Provide["main"]].'
         )
     ]
 

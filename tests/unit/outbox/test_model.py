@@ -27,7 +27,6 @@ class Killed(BaseException):
     """The end of a relay between publishing and settling."""
 
 
-@cqrs.default_registry.integration_event(topic="model", key="key", name="model.Happened")
 class Happened(cqrs.Event):
     key: str
     number: int
@@ -49,6 +48,7 @@ class World:
 
     def _application(self) -> cqrs.Mediator:
         registry = cqrs.Registry()
+        registry.integration_event(topic="model", key="key")(Happened)
 
         @registry.command_handler(name="record")
         async def record(command: Record, context: cqrs.Context) -> None:
@@ -94,9 +94,7 @@ class World:
         """Replace a relay by that of a new process: what the old one claimed stays claimed until its lease ends."""
         storage = self.storage(number)
         old = storage.relay
-        storage.relay = Relay(
-            storage.store, old._publishers, end=old._end, skipping=old._skipping, pace=old._pace
-        )
+        storage.relay = Relay(storage.store, old._publishers, end=old._end, skipping=old._skipping, pace=old._pace)
 
     async def kill_before_settling(self, number: int) -> None:
         store = self.storage(number).store
