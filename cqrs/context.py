@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -108,7 +107,6 @@ class Context:
     A handler asks for it by annotation. It ends with its handler: emitting afterwards raises.
     """
 
-    # Made for every send, without __init__: a Python call more would cost a fifth of the whole send.
     __slots__ = ("app", "message", "open", "outer", "parent", "plan", "queue", "trace", "unit")
 
     app: Application
@@ -205,18 +203,39 @@ def trace_of(context: Context) -> Trace:
     return context.trace
 
 
+@dataclass(frozen=True, slots=True)
+class Unopened:
+    """In place of a context that nobody has asked for yet: most handlers finish without one."""
+
+    app: Application
+    plan: Plan
+
+
 class Running:
     """What runs in one task: the innermost context, or None between two sends."""
 
-    # Kept by the task for all its sends, because setting a context variable costs as much as a plain send; known by
-    # a weak reference to the task, because a strong one would be a cycle through the task's contextvars.Context.
-    __slots__ = ("context", "inherited", "loop", "task")
+    # Kept by the task for all its sends, because setting a context variable costs as much as a plain send.
+    __slots__ = ("context", "inherited", "loop", "message", "task")
 
-    context: Context | None
+    context: Context | Unopened | None
+    message: Any
+    """The message of an unopened context."""
     inherited: Running | None
     """What ran in the task that started this one, if anything did."""
     loop: asyncio.AbstractEventLoop
-    task: weakref.ref[asyncio.Task[Any]]
+    task: asyncio.Task[Any] | None
+    """None when the task is done: it holds this object, and the cycle would keep both."""
+
+    def forget(self, _task: asyncio.Task[Any]) -> None:
+        """Let go of the task."""
+        self.task = None
+
+    def opened(self) -> Context | None:
+        """Return the innermost context, opened if it was not yet."""
+        found = self.context
+        if isinstance(found, Unopened):
+            found = self.context = _make_context(found.app, found.plan, self.message)
+        return found
 
 
 running: ContextVar[Running | None] = ContextVar("cqrs_running", default=None)
@@ -231,12 +250,14 @@ else:
 def running_here() -> Running:
     """Return what runs in this task, made at its first use; a new task inherits a look at its parent's."""
     here = running.get()
-    if here is None or here.task() is not current_task(here.loop):
+    if here is None or here.task is not current_task(here.loop):
         inherited, here = here, Running()
         here.context = None
         here.inherited = inherited if inherited is not None and _is_busy(inherited) else None
         here.loop = asyncio.get_running_loop()
-        here.task = weakref.ref(current_task(here.loop))
+        here.task = current_task(here.loop)
+        if here.task is not None:
+            here.task.add_done_callback(here.forget)
         running.set(here)
     return here
 
@@ -252,22 +273,26 @@ def open_context(
 ) -> Context:
     """Return a context of a nested send, a local event or a delivery, and make it the running one.
 
-    `close_context` must follow. The mediator opens the context of a plain `send` by itself, for speed; `here` spares
-    the look-up of what runs in this task.
+    `close_context` must follow. `here` spares the look-up of what runs in this task.
     """
     here = here or running_here()
+    context = _make_context(app, plan, message)
+    context.parent = parent
+    context.trace = trace
+    context.outer = here.opened()
+    here.context = context
+    if parent is not None and parent.parent is not None:
+        _refuse_endless_chain(context)
+    return context
+
+
+def _make_context(app: Application, plan: Plan, message: Any) -> Context:
     context = Context()
     context.app = app
     context.plan = plan
     context.message = message
-    context.parent = parent
-    context.trace = trace
-    context.queue = context.unit = None
+    context.parent = context.outer = context.queue = context.unit = context.trace = None
     context.open = True
-    context.outer = here.context
-    here.context = context
-    if parent is not None and parent.parent is not None:
-        _refuse_endless_chain(context)
     return context
 
 
@@ -284,11 +309,11 @@ def innermost(app: Application | None = None) -> Context | None:
     """
     here = running.get()
     while here is not None:
-        context = here.context
+        context = here.opened()
         while context is not None and not (app is None or context.app is app):
-            context = context.outer
+            context = context.parent
         if context is not None:
-            if here.task() is not current_task(here.loop):
+            if here.task is not current_task(here.loop):
                 raise ForeignTask(context.message)
             return context
         here = here.inherited

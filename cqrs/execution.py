@@ -56,6 +56,13 @@ async def abandon(context: Context) -> None:
         await unit.rollback()
 
 
+async def end(context: Context) -> None:
+    """End the root context of a send; what was not committed is undone."""
+    context.open = False
+    if context.unit is not None:
+        await abandon(context)
+
+
 async def join(plan: Plan, message: Any, parent: Context) -> Any:
     """Handle a message inside the running transaction, with the events that it emits."""
     if parent.plan.kind is Kind.QUERY and plan.kind is not Kind.QUERY:

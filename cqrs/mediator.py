@@ -15,6 +15,7 @@ from cqrs.context import (
     Context,
     Trace,
     Unit,
+    Unopened,
     close_context,
     current_task,
     innermost,
@@ -24,7 +25,7 @@ from cqrs.context import (
 )
 from cqrs.errors import MisuseError, NotHandled
 from cqrs.events import Event
-from cqrs.execution import abandon, around, attempt, join, settle
+from cqrs.execution import abandon, around, attempt, end, join, settle
 from cqrs.plan import Plan, event_plan
 from cqrs.registry import Kind, Middleware, Publication
 
@@ -98,7 +99,7 @@ class Mediator:
         self._middlewares = middlewares
         self._resources = resources
         self._opened: AsyncExitStack | None = None
-        self._paths = _Paths(self._find_path)
+        self._paths: dict[type, _Path] = {}
 
     async def __aenter__(self) -> Self:
         """Open what was configured: the container's resources, the storage, the relay."""
@@ -134,36 +135,37 @@ class Mediator:
         each handler takes it once; it is never published. Raises `NotHandled` for a command or query without a
         handler, `ForeignTask` in a task that a running handler started.
         """
-        # The hot path: contexts of nested sends, events and deliveries are opened by open_context().
-        path = self._paths[type(message)]
-        here = running.get()
-        if here is None or here.context is not None or here.task() is not current_task(here.loop):
+        try:
+            path = self._paths[type(message)]
+        except KeyError:
+            path = self._paths[type(message)] = self._find_path(type(message))
+        here: Any = running.get()  # Any: a type checker takes what is set below for lasting
+        if here is None or here.context is not None or here.task is not current_task(here.loop):
             parent = innermost(self)
             if parent is not None:
                 return await join(path.plan, message, parent)
             here = running_here()
-        if path.call is None:
-            return await self._send_event(path.plan, message)
-        context: Any = Context()  # Any: a type checker takes the None of here for lasting
-        context.app = self
-        context.plan = path.plan
-        context.message = message
-        context.queue = context.unit = context.trace = None
-        context.open = True
-        context.parent = context.outer = here.context
-        here.context = context
+        # The hot path: a handler that asks for nothing gets its context only when somebody asks for it.
+        if path.bare is not None and here.context is None:
+            here.context, here.message = path.unopened, message
+            try:
+                reply = await path.bare(message)
+                if here.context is not path.unopened:
+                    await settle(here.opened())
+                return reply
+            finally:
+                asked, here.context = here.context, None
+                if isinstance(asked, Context):
+                    await end(asked)
+        context = open_context(self, path.plan, message, here.opened(), here=here)
         try:
-            reply = await (path.call(message, context) if path.bare is None else path.bare(message))
+            reply = await path.call(message, context)
             if context.queue is not None or context.unit is not None:
                 await settle(context)
-        except BaseException:
-            if context.unit is not None:
-                await abandon(context)
-            raise
+            return reply
         finally:
-            context.open = False
             here.context = context.outer
-        return reply
+            await end(context)
 
     async def emit(self, event: Any, session: AsyncSession | None = None) -> None:
         """Save an event outside a handler, in a transaction of its own or in that of the given session.
@@ -249,11 +251,12 @@ class Mediator:
             raise NotHandled(message, self.name)
         plan = plan or self.plan_of(message)
         if plan.kind is Kind.EVENT:
-            return _Path(plan)
+            return _Path(plan, lambda event, _: self._send_event(plan, event), None, Unopened(self, plan))
         handler = plan.handlers[0]
         if self._middlewares:
-            return _Path(plan, around(self._middlewares, partial(attempt, handler.call)))
-        return _Path(plan, handler.call, handler.bare)
+            call = around(self._middlewares, partial(attempt, handler.call))
+            return _Path(plan, call, None, Unopened(self, plan))
+        return _Path(plan, handler.call, handler.bare, Unopened(self, plan))
 
     async def _send_event(self, plan: Plan, event: Any) -> None:
         trace = _received_trace(event)
@@ -282,23 +285,12 @@ class Mediator:
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """How messages of one type are sent; `call` is None for an event, which goes to each handler by itself."""
+    """How messages of one type are sent."""
 
     plan: Plan
-    call: Call | None = None
-    bare: Callable[[Any], Awaitable[Any]] | None = None
-
-
-class _Paths(dict[type, _Path]):
-    """The paths of message types, each found at its first use; a plain look-up afterwards."""
-
-    def __init__(self, find: Callable[[type], _Path]) -> None:
-        super().__init__()
-        self._find = find
-
-    def __missing__(self, message: type) -> _Path:
-        path = self[message] = self._find(message)
-        return path
+    call: Call
+    bare: Callable[[Any], Awaitable[Any]] | None
+    unopened: Unopened
 
 
 def _received_trace(event: Any) -> Trace | None:
