@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cqrs import events, migrations
     from cqrs.bootstrap import callable_module as bootstrap
     from cqrs.codec import Envelope
-    from cqrs.context import Context, current_session
+    from cqrs.context import Call, Context
     from cqrs.errors import (
         CommitUnknown,
         ConfigurationError,
@@ -46,11 +46,12 @@ if TYPE_CHECKING:
         query_handler,
     )
     from cqrs.retry import Retry
+    from cqrs.running import current_session
     from cqrs.schema import metadata
 
 _MODULES = {
     "codec": ("Envelope",),
-    "context": ("Context", "current_session"),
+    "context": ("Call", "Context"),
     "errors": (
         "CommitUnknown",
         "ConfigurationError",
@@ -84,11 +85,13 @@ _MODULES = {
         "query_handler",
     ),
     "retry": ("Retry",),
+    "running": ("current_session",),
     "schema": ("metadata",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "Call",
     "Command",
     "CommitUnknown",
     "ConfigurationError",

@@ -6,9 +6,10 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cqrs.context import Context, Unit, close_context, open_context, running_here, transaction_of
+from cqrs.context import Context, Unit, transaction_of
 from cqrs.errors import MisuseError, QueryViolation
 from cqrs.registry import Kind
+from cqrs.running import close_context, open_context, running_here
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,36 +5,26 @@ It has never heard of SQL: what is saved goes to the `Unit` of the root context.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, overload
 
-from cqrs.context import (
-    Context,
-    Trace,
-    Unit,
-    Unopened,
-    close_context,
-    current_task,
-    innermost,
-    open_context,
-    running,
-    running_here,
-)
+from cqrs.context import Context, Trace
 from cqrs.errors import MisuseError, NotHandled
 from cqrs.events import Event
 from cqrs.execution import abandon, around, attempt, end, join, settle
 from cqrs.plan import Plan, event_plan
 from cqrs.registry import Kind, Middleware, Publication
+from cqrs.running import Unopened, close_context, current_task, innermost, open_context, running, running_here
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncSession
 
-    from cqrs.context import Call
+    from cqrs.context import Call, Unit
     from cqrs.messages import Command, Query, Reply
     from cqrs.outbox import Outbox
     from cqrs.signature import Handler

@@ -11,8 +11,9 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from cqrs.codec import BROKER, Envelope, key_text, saved_headers
-from cqrs.context import innermost, trace_of
+from cqrs.context import trace_of
 from cqrs.errors import CommitUnknown, EncodingError, TransactionMisuse
+from cqrs.running import innermost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,6 +7,7 @@ import pytest
 import cqrs
 
 NAMES = [
+    "Call",
     "Command",
     "CommitUnknown",
     "ConfigurationError",
