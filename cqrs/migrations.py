@@ -37,16 +37,18 @@ def upgrade(
     `cqrs_settings`, which the check at start reads; works with `--sql`. Raises `ValueError` for a number that this
     version does not have.
     """
-    for number in range((to - 1 if since is None else since) + 1, to + 1):
-        _revision(number).upgrade(op, prefix, schema)
+    numbers = range((to - 1 if since is None else since) + 1, to + 1)
+    for revision in [_revision(number) for number in numbers]:
+        revision.upgrade(op, prefix, schema)
 
 
 def downgrade(
     op: Any, *, to: int = 0, since: int | None = None, prefix: str = "cqrs_", schema: str | None = None
 ) -> None:
     """Undo `upgrade` from the number `since` (by default the one after `to`) down to `to`."""
-    for number in range(to + 1 if since is None else since, to, -1):
-        _revision(number).downgrade(op, prefix, schema)
+    numbers = range(to + 1 if since is None else since, to, -1)
+    for revision in [_revision(number) for number in numbers]:
+        revision.downgrade(op, prefix, schema)
 
 
 def include_object(found: Any, name: str | None, kind: str, _reflected: bool, _compare_to: Any) -> bool:  # noqa: FBT001 - Alembic's hook
@@ -56,8 +58,10 @@ def include_object(found: Any, name: str | None, kind: str, _reflected: bool, _c
     """
     if kind == "table":
         return name != VERSION_TABLE
-    table = str(getattr(getattr(found, "table", None), "name", ""))
-    return not (table.endswith("outbox") and name in ("tx", f"{table}_slot", f"{table}_id"))
+    table = getattr(found, "table", None)
+    if table is None or not {"event_id", "destination", "message_key", "slot"} <= set(table.c.keys()):
+        return True
+    return name not in ("tx", f"{table.name}_slot", f"{table.name}_id")
 
 
 def scripts() -> Path:
@@ -88,6 +92,12 @@ def write_number(op: Any, number: int, prefix: str, schema: str | None) -> None:
     settings = _settings(prefix, schema)
     op.execute(settings.delete().where(settings.c.name == op.inline_literal("schema")))
     op.execute(settings.insert().values(name=op.inline_literal("schema"), value=op.inline_literal(str(number))))
+
+
+def is_recorded(op: Any, number: int, prefix: str, schema: str | None) -> bool:
+    """Whether the database says that it has this number already; with `--sql` nobody can know."""
+    context = op.get_context()
+    return not context.as_sql and recorded_number(context.connection, prefix, schema) >= number
 
 
 def recorded_number(connection: Connection, prefix: str = "cqrs_", schema: str | None = None) -> int:

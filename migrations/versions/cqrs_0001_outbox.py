@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op as current_op
 from sqlalchemy.dialects import mysql
 
-from cqrs.migrations import write_number
+from cqrs.migrations import is_recorded, write_number
 
 revision = "cqrs_0001"
 down_revision = None
@@ -56,14 +56,7 @@ def number() -> Any:
     return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
-def now(dialect: str) -> Any:
-    """Return the default of a column that says when its row came, in the database's clock and in UTC."""
-    if dialect == "sqlite":
-        return sa.text("(strftime('%Y-%m-%d %H:%M:%f', 'now'))")
-    return sa.text("(utc_timestamp(6))" if dialect in MYSQL else "now()")
-
-
-def event_columns(dialect: str) -> list[sa.Column[Any]]:
+def event_columns() -> list[sa.Column[Any]]:
     """Return the columns of a saved event."""
     return [
         sa.Column("event_id", text(255), nullable=False),
@@ -74,21 +67,23 @@ def event_columns(dialect: str) -> list[sa.Column[Any]]:
         sa.Column("headers", long_text(), nullable=False),
         sa.Column("payload", body(), nullable=False),
         sa.Column("slot", sa.SmallInteger(), nullable=False),
-        sa.Column("created_at", time(), nullable=False, server_default=now(dialect)),
+        sa.Column("created_at", time(), nullable=False),
     ]
 
 
 def upgrade(op: Any = current_op, prefix: str = "cqrs_", schema: str | None = None) -> None:
-    """Create the tables."""
+    """Create the tables, unless they were created through another door."""
+    if is_recorded(op, 1, prefix, schema):
+        return
     dialect = op.get_context().dialect.name
     create_outbox(op, dialect, f"{prefix}outbox", schema)
     op.create_table(
         f"{prefix}parked",
         sa.Column("seq", number(), primary_key=True, autoincrement=True),
         sa.Column("source_id", sa.BigInteger()),
-        *event_columns(dialect),
+        *event_columns(),
         sa.Column("state", sa.String(16), nullable=False),
-        sa.Column("attempts", sa.Integer(), nullable=False, server_default="0"),
+        sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("next_attempt_at", time()),
         sa.Column("error", long_text()),
         schema=schema,
@@ -100,7 +95,7 @@ def upgrade(op: Any = current_op, prefix: str = "cqrs_", schema: str | None = No
         f"{prefix}inbox",
         sa.Column("handler", text(191), primary_key=True),
         sa.Column("message_id", text(255), primary_key=True),
-        sa.Column("handled_at", time(), nullable=False, server_default=now(dialect)),
+        sa.Column("handled_at", time(), nullable=False),
         schema=schema,
         sqlite_with_rowid=False,
     )
@@ -123,7 +118,7 @@ def upgrade(op: Any = current_op, prefix: str = "cqrs_", schema: str | None = No
 
 def create_outbox(op: Any, dialect: str, name: str, schema: str | None) -> None:
     """Create the outbox: read by slot in id order, so clustered that way where the database can."""
-    columns = event_columns(dialect)
+    columns = event_columns()
     if dialect == "sqlite":
         # AUTOINCREMENT: without it ids start again when the table is empty.
         identity = sa.Column("id", sa.Integer(), primary_key=True, autoincrement=True)

@@ -1,0 +1,64 @@
+"""aiosqlite with one trip to its thread a statement; SQLAlchemy's use of it makes three: cursor, execute, close."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Generator, Iterable
+from typing import TYPE_CHECKING, Any
+
+import aiosqlite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from sqlalchemy.engine import URL
+
+CHUNK = 64
+"""How many rows a cursor that is iterated fetches a trip; aiosqlite's own default."""
+
+
+class _Cursor(aiosqlite.Cursor):
+    """A cursor that begins to exist with its statement, and is dropped rather than closed."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        # Not the base class's: that wants the sqlite3 cursor, which only the statement will make.
+        self.iter_chunk_size = CHUNK
+        self._conn = connection
+
+    async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> aiosqlite.Cursor:
+        """Make the cursor and run the statement in one trip."""
+        self._cursor = (await self._conn.execute(sql, parameters))._cursor  # noqa: SLF001 - our own base class
+        return self
+
+    async def executemany(self, sql: str, parameters: Iterable[Iterable[Any]]) -> aiosqlite.Cursor:
+        """Make the cursor and run the statement for each of the parameters in one trip."""
+        self._cursor = (await self._conn.executemany(sql, parameters))._cursor  # noqa: SLF001 - our own base class
+        return self
+
+    async def close(self) -> None:
+        """Leave the end to the last reference: it resets the statement as closing would."""
+
+    def __await__(self) -> Generator[Any, None, _Cursor]:
+        """Allow `await connection.cursor()`, as aiosqlite does."""
+        yield from ()
+        return self
+
+
+class _Connection(aiosqlite.Connection):
+    def cursor(self) -> Any:
+        """Return a cursor that has made no trip yet; to be awaited or entered as aiosqlite's is."""
+        return _Cursor(self)
+
+
+def creator(url: URL, timeout: float) -> Callable[[], Coroutine[Any, Any, aiosqlite.Connection]]:
+    """Return what opens a connection to the URL's file, for SQLAlchemy's `async_creator`."""
+    arguments, options = url.get_dialect()().create_connect_args(url)
+    settings: dict[str, Any] = {"timeout": timeout, **options}
+
+    async def connect() -> aiosqlite.Connection:
+        connection = _Connection(lambda: sqlite3.connect(arguments[0], **settings), CHUNK)
+        # As SQLAlchemy does: a forgotten close must not keep the process from ending.
+        connection._thread.daemon = True  # noqa: SLF001
+        return await connection
+
+    return connect
