@@ -58,6 +58,7 @@ class Transaction:
         self._envelopes: list[Envelope] = []
         self._ending = False
         self._spoiled: str | None = None
+        self._taken = False
         self.already_taken = False
 
     @property
@@ -106,7 +107,7 @@ class Transaction:
             await self.rollback()
             raise TransactionMisuse(self._spoiled)
         try:
-            if self._envelopes or self._takes is not None:
+            if self._envelopes or (self._takes is not None and not self._taken):
                 await self._insert()
         except AlreadyTaken:
             await self.rollback()
@@ -153,7 +154,8 @@ class Transaction:
     def begun(self, connection: Any) -> None:
         """Write the inbox row as the first statement of a delivery; a row that stands there ends the delivery."""
         if self._takes is not None:
-            self.already_taken = not self._store.take(connection, *self._takes)
+            self._taken = self._store.take(connection, *self._takes)
+            self.already_taken = not self._taken
             if self.already_taken:
                 raise AlreadyTaken
 
