@@ -79,7 +79,7 @@ def bootstrap(
         (Kind.EVENT, domain_events_mapper),
     )
     wishes = Wishes(
-        name or _default_name(scan, caller),
+        _default_name(scan, caller) if name is None else name,
         database,
         broker,
         relay,
@@ -102,6 +102,13 @@ def bootstrap(
 
 def _compose(wishes: Wishes, found: Found, container: Any, middlewares: Sequence[Middleware]) -> Mediator:
     problems = found.problems
+    problems.extend(
+        Problem(
+            f"middlewares={middleware!r} cannot be called", "Pass `async def middleware(message, context, call_next)`."
+        )
+        for middleware in cast("Sequence[Any]", middlewares)
+        if not callable(middleware)
+    )
     resolver = _resolver(container, problems)
     from_context: dict[type, Callable[[Context], Any]] = {
         Context: lambda context: context,
@@ -210,7 +217,7 @@ def _database(wishes: Wishes, problems: list[Problem]) -> Database | None:
     if isinstance(wishes.broker, str):
         what = f"The broker '{wishes.broker.partition(':')[0]}:' is not part of this version"
         problems.append(Problem(what, "Pass an object with open, close and publish (cqrs.Publisher), or None."))
-    if wishes.carrier != "relay" or wishes.listen_url is not None:
+    if wishes.carrier == "log" or wishes.listen_url is not None:
         what = "carrier='log' and listen_url= need PostgreSQL, which is not part of this version"
         problems.append(Problem(what, "Leave them out."))
     from cqrs.outbox.database import connect

@@ -70,7 +70,8 @@ def saved_headers(trace: Trace, source: str) -> dict[str, str]:
 def key_text(value: object, event: str) -> str | None:
     """Render a key as the wire has it; `event` names it in the error.
 
-    Raises `EncodingError` for what is no str, UUID or int, is longer than 255 characters or holds a NUL.
+    Raises `EncodingError` for what is no str, UUID or int, is longer than 255 characters, holds a NUL, or ends with a
+    space: the rules of every database, so that an application can move from one to another.
     """
     if value is None:
         return None
@@ -81,6 +82,8 @@ def key_text(value: object, event: str) -> str | None:
         raise EncodingError(f"The key of {event} holds half a surrogate pair, which is no text. Remove it.")
     if "\0" in text:
         raise EncodingError(f"The key of {event} holds a NUL character, which databases refuse. Remove it.")
+    if text.endswith(" "):
+        raise EncodingError(f"The key of {event} ends with a space, which MySQL does not tell apart. Strip it.")
     if len(text) > KEY_LIMIT:
         raise EncodingError(
             f"The key of {event} has {len(text)} characters. A key has at most {KEY_LIMIT}: "

@@ -36,7 +36,7 @@ BINARY = "utf8mb4_bin"
 
 
 def text_type(length: int) -> String:
-    """Return a text that compares byte by byte: MySQL's default collation takes 'a' for 'A' and for 'a '."""
+    """Return a text that compares byte by byte; MySQL's default collation takes 'a' for 'A'."""
     return String(length).with_variant(String(length, collation=BINARY), *MYSQL)
 
 

@@ -10,10 +10,14 @@ import os
 from typing import TYPE_CHECKING
 
 from alembic import context
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import BigInteger, create_engine, make_url
+from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cqrs import migrations
+
+# Known by name, so that reading the tables back does not warn of a type that SQLAlchemy has not heard of.
+ischema_names.setdefault("xid8", BigInteger)
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Connection

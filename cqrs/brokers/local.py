@@ -79,6 +79,10 @@ class Local:
         try:
             async with asyncio.timeout(handler.timeout or TIMEOUT):
                 await self._app.deliver(handler, plan, message, _trace(envelope))
+        except asyncio.CancelledError as error:
+            if _is_being_cancelled():
+                raise
+            return Failed(error)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the outcome
             return Failed(error)
         return Fate.DELIVERED
@@ -90,6 +94,12 @@ class Local:
         handler, plan = found
         assert plan.codec is not None  # noqa: S101 - every event that can be saved has one
         return handler, plan, plan.codec.decode(envelope.payload)
+
+
+def _is_being_cancelled() -> bool:
+    """Whether the relay stops this task, rather than something within the handler that was cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _trace(envelope: Envelope) -> Trace:

@@ -150,13 +150,16 @@ class Relay:
             return False
         rows = claim.rows
         outcomes: Sequence[Outcome] = [Fate.NOT_SENT] * len(rows)
+        faults: list[BaseException] = []
         try:
             async with self._renewing(self._renew_slots):
-                outcomes = await self._publish(rows)
+                outcomes = await self._publish(rows, faults)
         finally:
             done, failed, _ = self._sort(rows, outcomes)
             await self._store.settle(self.owner, done, failed)
         self._tell(done, failed)
+        for fault in faults:
+            raise fault
         return bool(done or failed or claim.held_back)
 
     async def relay_due(self) -> bool:
@@ -170,16 +173,20 @@ class Relay:
         async def renew() -> None:
             held[0] = await self._store.renew_due(held[0], rows, self._pace.lease)
 
+        faults: list[BaseException] = []
         try:
             async with self._renewing(renew):
-                outcomes = await self._publish(rows)
+                outcomes = await self._publish(rows, faults)
         finally:
             done, failed, returned = self._sort(rows, outcomes)
             await self._store.settle_due(held[0], done, failed, returned)
         self._tell(done, failed)
+        for fault in faults:
+            raise fault
         return bool(done or failed)
 
-    async def _publish(self, rows: Sequence[Claimed]) -> list[Outcome]:
+    async def _publish(self, rows: Sequence[Claimed], faults: list[BaseException]) -> list[Outcome]:
+        """Publish side by side what goes to different publishers; what one raises, against its word, is a fault."""
         outcomes: dict[int, Outcome] = {row.id: Failed(row.fault, final=True) for row in rows if row.fault is not None}
         by_publisher: dict[int, tuple[Publisher, list[tuple[int, Envelope]]]] = {}
         for row in rows:
@@ -188,11 +195,15 @@ class Relay:
                 by_publisher.setdefault(id(publisher), (publisher, []))[1].append((row.id, row.envelope))
         groups = list(by_publisher.values())
         published = await asyncio.gather(
-            *(publisher.publish([envelope for _, envelope in numbered]) for publisher, numbered in groups)
+            *(publisher.publish([envelope for _, envelope in numbered]) for publisher, numbered in groups),
+            return_exceptions=True,
         )
         for (_, numbered), results in zip(groups, published, strict=True):
+            if isinstance(results, BaseException):
+                faults.append(results)
+                continue
             outcomes.update(zip((number for number, _ in numbered), results, strict=True))
-        return [outcomes[row.id] for row in rows]
+        return [outcomes.get(row.id, Fate.NOT_SENT) for row in rows]
 
     def _sort(
         self, rows: Sequence[Claimed], outcomes: Sequence[Outcome]
@@ -208,7 +219,7 @@ class Relay:
         return done, failed, returned
 
     def _judge(self, row: Claimed, failure: Failed) -> Verdict:
-        destination = row.envelope.destination if row.envelope is not None else ""
+        destination = row.envelope.destination if row.envelope is not None else row.lane[0]
         wait, blocks = self._end(destination, failure.error, row.attempts + 1)
         error = "".join(format_exception(failure.error))[-ERROR_LIMIT:]
         return Verdict(row, error, None if failure.final else wait, blocks)
@@ -256,9 +267,10 @@ class Relay:
         while not self._stopping:
             awake.clear()
             try:
-                if not await work():
-                    await awake.wait()
+                worked = await work()
                 faults = _told_recovery(name, faults)
+                if not worked:
+                    await awake.wait()
             except Exception as error:  # noqa: BLE001 - a lane must not die
                 faults = _told_fault(name, faults, error)
                 await _wait(awake, min(5.0, 0.1 * 2 ** min(faults, 6)))

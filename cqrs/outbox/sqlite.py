@@ -34,8 +34,7 @@ def connect(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
 
     Writers wait in line for the one connection of their pool, where SQLite would let them poll for the lock and starve.
     """
-    # Every transaction here is ended by hand, so that the pool's rollback of what comes back would find none.
-    options: dict[str, Any] = {"async_creator": creator(url, BUSY_TIMEOUT), "pool_reset_on_return": None}
+    options: dict[str, Any] = {"async_creator": creator(url, BUSY_TIMEOUT)}
     writers = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=60.0, **options)
     readers = create_async_engine(url, pool_size=4, max_overflow=12, **options)
     for engine in (writers, readers):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from cqrs import migrations
@@ -150,7 +151,7 @@ class Storage:
         database = self._database
         async with self.store.writers.begin() as connection:
             number = await connection.run_sync(migrations.recorded_number, database.prefix, database.schema)
-            fresh = number == 0 and connection.dialect.name == "sqlite"
+            fresh = number == 0 and not await connection.run_sync(_has_tables, database.prefix)
             if number < VERSION and (fresh or database.migrate):
                 await connection.run_sync(_migrate, database)
                 return
@@ -173,7 +174,8 @@ class Storage:
             )
 
     async def _report_unserved(self, age: float) -> None:
-        waiting = dict(await self.store.unserved([*self._handlers, BROKER], age))
+        served = [*self._handlers, BROKER] if self._publishes else self._handlers
+        waiting = dict(await self.store.unserved(served, age))
         new = waiting.keys() - self._reported
         self._reported = set(waiting)
         for destination in sorted(new):
@@ -200,7 +202,7 @@ class Storage:
 
     async def _forget(self) -> None:
         for _ in range(100):
-            if not await self.store.forget(inbox=self._keeping.inbox, dead=self._keeping.dead):
+            if not await self.store.forget(inbox=self._keeping.inbox, dead=self._keeping.dead, skipping=self._skipping):
                 return
 
     # Draining
@@ -240,6 +242,10 @@ def _sessions(database: Database, engine: AsyncEngine) -> async_sessionmaker[Asy
         options.get("sync_session_class", database.session_class.sync_session_class)
     )
     return async_sessionmaker(class_=database.session_class, **options)
+
+
+def _has_tables(connection: Any, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in inspect(connection).get_table_names())
 
 
 def _migrate(connection: Any, database: Database) -> None:

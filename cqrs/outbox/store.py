@@ -50,6 +50,8 @@ class Claimed:
     envelope: Envelope | None
     fault: DecodingError | None = None
     attempts: int = 0
+    lane: tuple[str, str, str | None] = ("", "", None)
+    """Its destination, topic and key, also where the rest of it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,22 +293,23 @@ class Store:
             for row in done:
                 if row.id in mine:
                     await connection.execute(delete(table).where(table.c.seq == row.id))
-                    await self._make_next_due(connection, row.envelope)
+                    await self._make_next_due(connection, row.lane)
             for verdict in failed:
                 if verdict.row.id in mine:
                     values = _ending(verdict, self)
                     await connection.execute(update(table).where(table.c.seq == verdict.row.id).values(**values))
                     if verdict.wait is None and not verdict.blocks:
-                        await self._make_next_due(connection, verdict.row.envelope)
+                        await self._make_next_due(connection, verdict.row.lane)
             back = [row.id for row in returned if row.id in mine]
             await connection.execute(update(table).where(table.c.seq.in_(back)).values(next_attempt_at=self.now()))
 
-    async def _make_next_due(self, connection: AsyncConnection, envelope: Envelope | None) -> None:
-        if envelope is None or envelope.key is None:
+    async def _make_next_due(self, connection: AsyncConnection, lane: tuple[str, str, str | None]) -> None:
+        destination, topic, key = lane
+        if key is None:
             return
         table = self.tables.parked
-        lane = _same_lane(table, envelope.destination, envelope.topic, envelope.key)
-        first = select(func.min(table.c.seq)).where(lane, table.c.state == WAITING).scalar_subquery()
+        behind = _same_lane(table, destination, topic, key)
+        first = select(func.min(table.c.seq)).where(behind, table.c.state == WAITING).scalar_subquery()
         due = update(table).where(table.c.seq == first, table.c.next_attempt_at.is_(None))
         await connection.execute(due.values(next_attempt_at=self.now()))
 
@@ -404,7 +407,7 @@ class Store:
             rows = await self._dead(connection, seqs)
             for row in rows:
                 await connection.execute(delete(table).where(table.c.seq == row.seq))
-                await self._make_next_due(connection, _claimed(row.seq, row).envelope)
+                await self._make_next_due(connection, (row.destination, row.topic, row.message_key))
         return len(rows)
 
     async def _dead(self, connection: AsyncConnection, seqs: Sequence[int]) -> list[Row[Any]]:
@@ -441,7 +444,9 @@ class Store:
 
     # Retention
 
-    async def forget(self, *, inbox: float, dead: float | None, limit: int = 1000) -> int:
+    async def forget(
+        self, *, inbox: float, dead: float | None, skipping: Collection[str] = (), limit: int = 1000
+    ) -> int:
         """Delete inbox rows, and with `dead` dead letters, older than so many seconds: at most `limit` of each.
 
         A dead letter that blocks its key is kept: it holds back what must not overtake it.
@@ -452,7 +457,9 @@ class Store:
             keys = [tuple(row) for row in await connection.execute(old)]
             letters: list[int] = []
             if dead is not None:
-                letters = list(await connection.scalars(self._forgettable(dead).limit(limit)))
+                blocks_nothing = or_(parked.c.message_key.is_(None), parked.c.destination.in_(skipping))
+                stale = (parked.c.state == DEAD, parked.c.created_at < self.now(-dead), blocks_nothing)
+                letters = list(await connection.scalars(select(parked.c.seq).where(*stale).limit(limit)))
         if keys or letters:
             async with self.writers.begin() as connection:
                 for some in _chunks(keys):
@@ -460,16 +467,6 @@ class Store:
                 for seqs in _chunks(letters):
                     await connection.execute(delete(parked).where(parked.c.seq.in_(seqs)))
         return len(keys) + len(letters)
-
-    def _forgettable(self, dead: float) -> Any:
-        table, behind = self.tables.parked, self.tables.parked.alias()
-        waits = exists().where(
-            behind.c.destination == table.c.destination,
-            behind.c.topic == table.c.topic,
-            behind.c.message_key == table.c.message_key,
-            behind.c.state == WAITING,
-        )
-        return select(table.c.seq).where(table.c.state == DEAD, table.c.created_at < self.now(-dead), ~waits)
 
     # Settings
 
@@ -497,14 +494,15 @@ class Store:
 
 def _claimed(number: int, row: Row[Any]) -> Claimed:
     attempts = getattr(row, "attempts", 0)
+    lane = (row.destination, row.topic, row.message_key)
     try:
         headers = headers_of(row.headers)
     except DecodingError as fault:
-        return Claimed(number, row.slot, None, fault, attempts)
+        return Claimed(number, row.slot, None, fault, attempts, lane)
     envelope = Envelope(
         row.event_id, row.destination, row.topic, row.message_key, row.type, headers, row.payload, attempts + 1
     )
-    return Claimed(number, row.slot, envelope, None, attempts)
+    return Claimed(number, row.slot, envelope, None, attempts, lane)
 
 
 def _ending(verdict: Verdict, store: Store) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 UNIT = "cqrs_unit"
 """Where a session's `info` holds the unit that it belongs to."""
+PENDING = "cqrs_pending"
+"""Where the `info` of a user's own session holds what was saved in its transaction."""
 
 
 class AlreadyTaken(Exception):
@@ -167,10 +170,11 @@ class Transaction:
     def committing(self, session: Session) -> None:
         """Refuse a commit by the handler: what it emitted would not be in it."""
         if not self._ending and not session.in_nested_transaction():
-            raise TransactionMisuse(
+            self._spoiled = (
                 "A handler called session.commit(). The transaction is committed after the handler has returned, "
                 "together with the events that it emitted: use `await session.flush()` to see what was written."
             )
+            raise TransactionMisuse(self._spoiled)
 
     def ended(self, transaction: SessionTransaction) -> None:
         """Remember that the handler rolled back or closed: what follows must not be committed as if all were there."""
@@ -197,13 +201,29 @@ class Adopted(Transaction):
         session, envelopes = self.session, list(self._envelopes)
         if envelopes:
             await self._insert()
-            event.listen(session.sync_session, "after_commit", lambda _: self._saved(envelopes), once=True)
+            self._tell_at_commit(session.sync_session, envelopes)
         session.sync_session.info.pop(UNIT, None)
+
+    def _tell_at_commit(self, session: Session, envelopes: Sequence[Envelope]) -> None:
+        """Tell of the rows when the session commits, not when a savepoint does, and never when it rolls back."""
+        if PENDING not in session.info:
+            event.listen(session, "after_commit", self._committed)
+            event.listen(session, "after_transaction_end", _forget_pending)
+        session.info.setdefault(PENDING, []).extend(envelopes)
+
+    def _committed(self, session: Session) -> None:
+        if not session.in_nested_transaction() and session.info[PENDING]:
+            self._saved(session.info[PENDING])
 
     async def rollback(self) -> None:
         """Save nothing; the session stays its owner's."""
         self._envelopes.clear()
         self.session.sync_session.info.pop(UNIT, None)
+
+
+def _forget_pending(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.info[PENDING] = []
 
 
 def watched(base: type[Session]) -> type[Session]:
@@ -239,8 +259,9 @@ async def _shielded(ending: Any) -> None:
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
-        if not task.done():
-            await asyncio.wait({task})
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
         if not task.cancelled() and (error := task.exception()) is not None:
             log.exception("The end of a cancelled command's transaction failed.", exc_info=error)
         raise

@@ -32,7 +32,7 @@ class XID8(sa.types.UserDefinedType[int]):
 
 
 def text(length: int) -> Any:
-    """Text that compares byte by byte: MySQL's default collation takes 'a' for 'A' and for 'a '."""
+    """Text that compares byte by byte but for spaces at its end; MySQL's default collation takes 'a' for 'A'."""
     return sa.String(length).with_variant(mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), *MYSQL)
 
 
@@ -132,7 +132,7 @@ def create_outbox(op: Any, dialect: str, name: str, schema: str | None) -> None:
     else:
         # Before `id`, so that a transaction owns its xid before it draws its first id.
         transaction = sa.Column("tx", XID8(), nullable=False, server_default=sa.text("pg_current_xact_id()"))
-        identity = sa.Column("id", sa.BigInteger(), sa.Identity(), nullable=False)
+        identity = sa.Column("id", sa.BigInteger(), autoincrement=True, nullable=False)
         op.create_table(name, transaction, identity, *columns, sa.PrimaryKeyConstraint("slot", "id"), schema=schema)
 
 

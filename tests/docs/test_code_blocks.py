@@ -29,7 +29,8 @@ COVERED_ELSEWHERE = {
     "make test": "would run this test; .ci/run, section Tests",
     "make check": "sets up an environment; .ci/run, section Static checks",
     "make docs": "sets up an environment; .ci/run, section Documentation",
-    "make bench": "takes minutes; the tests of benchmarks/ run each once",
+    "make bench": "takes minutes; nobody runs it but a person who wants the figures",
+    "make bench ARGS=--quick": "sets up an environment; nobody runs it but a person who wants the figures",
     "make pythons": "takes minutes; .ci/run, section Unit tests, every Python",
 }
 

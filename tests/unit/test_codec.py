@@ -205,7 +205,7 @@ def test_fields_that_a_newer_version_added_are_left_alone():
 # Keys
 
 
-@given(key=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=255))
+@given(key=st.text(st.characters(exclude_characters="\0 ", exclude_categories=["Cs"]), max_size=255))
 def test_a_text_is_its_own_key(key: str):
     assert key_text(key, "Placed") == key
 
@@ -237,6 +237,11 @@ def test_a_key_with_a_nul_is_refused():
     with pytest.raises(cqrs.EncodingError) as caught:
         key_text("a\0b", "Placed")
     assert str(caught.value) == "The key of Placed holds a NUL character, which databases refuse. Remove it."
+
+
+def test_a_key_that_ends_with_a_space_is_refused():
+    with pytest.raises(cqrs.EncodingError, match="The key of OrderPlaced ends with a space"):
+        key_text("7 ", "OrderPlaced")
 
 
 def test_a_key_that_is_no_unicode_text_is_refused():

@@ -1,0 +1,3 @@
+import pytest
+
+pytest.register_assert_rewrite("tests.contract.publisher", "tests.contract.store")
