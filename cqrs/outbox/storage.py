@@ -151,7 +151,8 @@ class Storage:
         database = self._database
         async with self.store.writers.begin() as connection:
             number = await connection.run_sync(migrations.recorded_number, database.prefix, database.schema)
-            fresh = number == 0 and not await connection.run_sync(_has_tables, database.prefix)
+            embedded = number == 0 and connection.dialect.name == "sqlite"
+            fresh = embedded and not await connection.run_sync(_has_tables, database.prefix)
             if number < VERSION and (fresh or database.migrate):
                 await connection.run_sync(_migrate, database)
                 return

@@ -137,7 +137,7 @@ async def test_the_seconds_until_a_moment_are_those_that_it_is_away(engines: Eng
 
 async def test_later_moments_are_greater_as_text(engines: Engines):
     async with sqlite.reading(engines[1]).connect() as connection:
-        query = select(*(sqlite.later(seconds) for seconds in (-10**8, -1, -0.001, 0.0, 0.001, 1, 10**8)))
+        query = select(*(sqlite.later(seconds) for seconds in (-(10**8), -1, -0.001, 0.0, 0.001, 1, 10**8)))
         moments = list((await connection.execute(query)).one())
     assert moments == sorted(moments)
     assert len(set(moments)) == 7
