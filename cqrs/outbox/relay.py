@@ -189,8 +189,11 @@ class Relay:
         """Publish side by side what goes to different publishers; what one raises, against its word, is a fault."""
         outcomes: dict[int, Outcome] = {row.id: Failed(row.fault, final=True) for row in rows if row.fault is not None}
         by_publisher: dict[int, tuple[Publisher, list[tuple[int, Envelope]]]] = {}
+        held: set[tuple[str, str, str | None]] = set()
         for row in rows:
-            if row.envelope is not None:
+            if row.fault is not None and row.lane[-1] is not None:
+                held.add(row.lane)
+            if row.envelope is not None and row.lane not in held:
                 publisher = self._publishers[row.envelope.destination]
                 by_publisher.setdefault(id(publisher), (publisher, []))[1].append((row.id, row.envelope))
         groups = list(by_publisher.values())

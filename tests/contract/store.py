@@ -478,6 +478,18 @@ class StoreContract:
         await store.settle_due(token, [], [refused(row, None, blocks=False)], [])
         assert numbers((await due(store))[1]) == [2]
 
+    async def test_a_retry_that_cannot_be_read_lets_the_next_of_its_key_go_on_when_it_dies_without_blocking(
+        self, store: Store
+    ):
+        await add(store, letter(1))
+        await park(store, 0.0)
+        await self.spoil_headers(store)
+        await add(store, letter(2))
+        await claim(store)
+        token, (row,) = await due(store)
+        await store.settle_due(token, [], [refused(row, None, blocks=False)], [])
+        assert numbers((await due(store))[1]) == [2]
+
     async def test_the_end_of_a_keys_last_retry_lets_the_outbox_go_on(self, store: Store):
         await add(store, letter(1))
         await park(store, 0.0)

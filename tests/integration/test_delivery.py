@@ -44,9 +44,9 @@ async def relay_all(app: cqrs.Mediator) -> None:
         pass
 
 
-async def saved_twice(app: cqrs.Mediator, **events: str) -> None:
+async def save_two(app: cqrs.Mediator, *orders: str) -> None:
     """Save two events of each order."""
-    for order in events:
+    for order in orders:
         await app.emit(Happened(order=order, number=1))
         await app.emit(Happened(order=order, number=2))
 
@@ -66,6 +66,7 @@ def note(registry: cqrs.Registry, **options: Any) -> list[tuple[str, int]]:
 
 
 async def test_wrong_types_raise_pydantics_own_error_before_any_transaction(registry: cqrs.Registry, database: str):
+    note(registry)
     sessions: list[Any] = []
 
     class CountedSession(AsyncSession):
@@ -107,7 +108,7 @@ async def test_a_body_that_cannot_be_read_back_is_dead_with_the_reason(
 async def test_what_cannot_be_read_back_holds_back_its_key_alone(registry: cqrs.Registry, database: str, column: str):
     seen = note(registry)
     async with make(registry, database, relay=False, slots=1) as app:
-        await saved_twice(app, o1="", o2="")
+        await save_two(app, "o1", "o2")
         await run_sql(database, f"UPDATE cqrs_outbox SET {column} WHERE id = 1")
         await relay_all(app)
         assert seen == [("o2", 1), ("o2", 2)]
@@ -121,7 +122,7 @@ async def test_what_cannot_be_read_back_lets_its_key_go_on_where_that_was_chosen
 ):
     seen = note(registry, on_dead="skip")
     async with make(registry, database, relay=False, slots=1) as app:
-        await saved_twice(app, o1="")
+        await save_two(app, "o1")
         await run_sql(database, f"UPDATE cqrs_outbox SET {column} WHERE id = 1")
         await relay_all(app)
         counts = await app.outbox.counts()
@@ -138,7 +139,7 @@ async def test_what_waits_in_parked_with_a_spoiled_body_is_dead_in_its_turn(regi
         seen.append(event.number)
 
     async with make(registry, database, relay=False) as app:
-        await saved_twice(app, o1="")
+        await save_two(app, "o1")
         await relay_all(app)
         await run_sql(database, "UPDATE cqrs_parked SET payload = CAST('no JSON' AS BLOB) WHERE seq = 2")
         failing = False
@@ -146,6 +147,28 @@ async def test_what_waits_in_parked_with_a_spoiled_body_is_dead_in_its_turn(regi
         await relay_all(app)
         counts = await app.outbox.counts()
         assert (seen, counts.waiting, counts.dead) == ([1], 0, 1)
+
+
+async def test_what_waits_in_parked_with_spoiled_headers_lets_its_key_go_on_where_that_was_chosen(
+    registry: cqrs.Registry, database: str
+):
+    failing, seen = True, []
+
+    @registry.event_handler(name="receive", on_dead="skip", retry=cqrs.Retry(attempts=5, first=100.0, jitter=0.0))
+    async def receive(event: Happened) -> None:
+        if failing:
+            raise ValueError("no")
+        seen.append(event.number)
+
+    async with make(registry, database, relay=False) as app:
+        await save_two(app, "o1")
+        await relay_all(app)
+        await run_sql(database, "UPDATE cqrs_parked SET headers = 'no JSON' WHERE seq = 1")
+        failing = False
+        storage_of(app).store.ahead += 101
+        await relay_all(app)
+        counts = await app.outbox.counts()
+        assert (seen, counts.waiting, counts.dead) == ([2], 0, 1)
 
 
 async def test_an_event_that_the_handler_no_longer_takes_is_dead_with_the_reason(
@@ -255,7 +278,7 @@ async def test_a_failing_key_does_not_hold_up_others(registry: cqrs.Registry, da
         seen.append((event.order, event.number))
 
     async with make(registry, database) as app:
-        await saved_twice(app, o1="", o2="")
+        await save_two(app, "o1", "o2")
         await until(lambda: seen == [("o2", 1), ("o2", 2)])
 
 
@@ -271,7 +294,7 @@ async def test_each_handler_of_an_event_has_retries_and_an_end_of_its_own(regist
         raise ValueError("no")
 
     async with make(registry, database, relay=False) as app:
-        await saved_twice(app, o1="")
+        await save_two(app, "o1")
         await relay_all(app)
         assert seen == [1, 2]
         assert [letter.destination for letter in await app.outbox.dead()] == ["bad"]
@@ -290,6 +313,7 @@ async def test_a_policy_may_give_up_at_once_on_one_kind_of_error(registry: cqrs.
 
 
 async def test_a_durable_handler_of_a_local_event_runs_in_the_background(registry: cqrs.Registry, database: str):
+    note(registry)
     seen = []
 
     @registry.command_handler

@@ -188,7 +188,7 @@ async def test_events_without_a_key_are_replayed_together(shop: Shop):
 async def test_many_events_are_replayed_at_once(shop: Shop):
     async with shop.app as app:
         await shop.bury("one", order=None)
-        copies = ", ".join(["event_id", "destination", "topic", "type", "headers", "payload", "slot", "created_at"])
+        copies = "event_id, destination, topic, type, headers, payload, slot, created_at"
         await run_sql(
             str(storage_of(app).store.writers.url),
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900) "

@@ -199,15 +199,13 @@ async def test_a_final_failure_is_the_end_at_the_first_attempt(store: FakeStore)
 
 
 async def test_a_failure_keeps_its_traceback(store: FakeStore):
-    try:
-        raise ValueError("no")
-    except ValueError as error:
-        failure = Failed(error)
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        int("no")
     store.outbox += [row(1)]
-    await make_relay(store, {"handler": answering(failure)}).relay_outbox()
+    await make_relay(store, {"handler": answering(Failed(caught.value))}).relay_outbox()
     kept = store.settled[0][1][0].error
     assert kept.startswith("Traceback")
-    assert kept.endswith("ValueError: no\n")
+    assert kept.endswith("ValueError: invalid literal for int() with base 10: 'no'\n")
 
 
 async def test_of_a_long_error_the_end_is_kept(store: FakeStore):

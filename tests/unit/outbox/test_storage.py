@@ -131,9 +131,9 @@ async def test_a_schema_that_is_behind_is_refused_with_the_command_to_run(shop: 
     with pytest.raises(cqrs.SchemaError) as caught:
         await shop.app().__aenter__()
     assert str(caught.value) == (
-        f"{shop.database} has schema number 1, and this version needs number 2. Add `cqrs.migrations.upgrade(op, to=2)` "
-        "to a revision of your Alembic project and run `alembic upgrade head`; without Alembic, pass migrate=True to "
-        "bootstrap."
+        f"{shop.database} has schema number 1, and this version needs number 2. Add "
+        "`cqrs.migrations.upgrade(op, to=2)` to a revision of your Alembic project and run `alembic upgrade head`; "
+        "without Alembic, pass migrate=True to bootstrap."
     )
 
 
@@ -220,10 +220,11 @@ async def test_rows_of_a_handler_that_is_gone_are_reported_at_start_with_the_cur
         await app.send(Start(orders=["o1", "o2"]))
     async with shop.app(handler="receive_order"):
         pass
-    assert caplog.messages == [
+    (message,) = caplog.messages
+    assert message == (
         "2 rows wait for the handler 'receive', which this process does not have. If it was renamed, give the handler "
         "its old name: name='receive'. Otherwise they wait for a process that has it."
-    ]
+    )
 
 
 async def test_rows_of_handlers_that_are_there_are_not_reported(shop: Shop, caplog: pytest.LogCaptureFixture):
