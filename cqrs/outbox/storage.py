@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -134,7 +134,7 @@ class Storage:
                 self.relay.start()
                 stack.push_async_callback(self.relay.stop)
             keeper = asyncio.create_task(self._keep_house(), name="cqrs housekeeping")
-            stack.callback(keeper.cancel)
+            stack.push_async_callback(_end, keeper)
             self._open = True
             stack.callback(self._close)
             self._opened = stack.pop_all()
@@ -243,6 +243,12 @@ def _sessions(database: Database, engine: AsyncEngine) -> async_sessionmaker[Asy
         options.get("sync_session_class", database.session_class.sync_session_class)
     )
     return async_sessionmaker(class_=database.session_class, **options)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 def _has_tables(connection: Any, prefix: str) -> bool:
