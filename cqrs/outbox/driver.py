@@ -45,6 +45,24 @@ class _Cursor(aiosqlite.Cursor):
 
 
 class _Connection(aiosqlite.Connection):
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        self._opened: sqlite3.Connection | None = None
+
+        def connect() -> sqlite3.Connection:
+            self._opened = connector()
+            return self._opened
+
+        super().__init__(connect, CHUNK)
+
+    def stop(self) -> Any:
+        """Stop the thread, and close in it first what was opened for somebody who was cancelled while he waited."""
+        self._tx.put_nowait((None, self._close_opened))
+        return super().stop()
+
+    def _close_opened(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
     def cursor(self) -> Any:
         """Return a cursor that has made no trip yet; to be awaited or entered as aiosqlite's is."""
         return _Cursor(self)
@@ -56,7 +74,7 @@ def creator(url: URL, timeout: float) -> Callable[[], Coroutine[Any, Any, aiosql
     settings: dict[str, Any] = {"timeout": timeout, **options}
 
     async def connect() -> aiosqlite.Connection:
-        connection = _Connection(lambda: sqlite3.connect(arguments[0], **settings), CHUNK)
+        connection = _Connection(lambda: sqlite3.connect(arguments[0], **settings))
         # As SQLAlchemy does: a forgotten close must not keep the process from ending.
         connection._thread.daemon = True  # noqa: SLF001
         return await connection
