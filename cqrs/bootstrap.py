@@ -72,14 +72,17 @@ def bootstrap(
     Raises one `ConfigurationError` that lists everything that is wrong with the wiring.
     """
     caller = sys._getframe(1).f_globals.get("__name__", "__main__")  # noqa: SLF001 - who asks decides the name
-    found = _collect(scan, registry, exclude, caller)
+    wanted = [scan] if isinstance(scan, str | Registry) else list(scan or ())
+    paths = [path for path in wanted if isinstance(path, str)]
+    scanned = [found for found in wanted if isinstance(found, Registry)]
+    found = _collect(paths, scanned, registry, exclude, caller)
     binders = (
         (Kind.COMMAND, commands_mapper),
         (Kind.QUERY, queries_mapper),
         (Kind.EVENT, domain_events_mapper),
     )
     wishes = Wishes(
-        _default_name(scan, caller) if name is None else name,
+        _default_name(paths, caller) if name is None else name,
         database,
         broker,
         relay,
@@ -142,11 +145,9 @@ def _compose(wishes: Wishes, found: Found, container: Any, middlewares: Sequence
 
 
 def _collect(
-    scan: Scanned | Iterable[Scanned] | None, registry: Registry | None, exclude: Sequence[str], caller: str
+    paths: Sequence[str], scanned: Sequence[Registry], registry: Registry | None, exclude: Sequence[str], caller: str
 ) -> Found:
-    wanted = [scan] if isinstance(scan, str | Registry) else list(scan or ())
-    paths = [path for path in wanted if isinstance(path, str)]
-    registries = [found for found in wanted if isinstance(found, Registry)]
+    registries = list(scanned)
     if registry is not None or paths or not registries:
         registries.insert(0, registry or default_registry)
     problems: list[Problem] = []
@@ -180,10 +181,8 @@ def _with_bound(found: Found, mappers: Iterable[tuple[Kind, Mapper | None]]) -> 
     return replace(found, records=[*kept, *mapped])
 
 
-def _default_name(scan: Scanned | Iterable[Scanned] | None, caller: str) -> str:
-    wanted = [scan] if isinstance(scan, str | Registry) else list(scan or ())
-    first = next((path for path in wanted if isinstance(path, str)), None)
-    module = first or (script_name() if caller == "__main__" else caller)
+def _default_name(paths: Sequence[str], caller: str) -> str:
+    module = next(iter(paths), None) or (script_name() if caller == "__main__" else caller)
     return module.partition(".")[0]
 
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
     from cqrs.codec import Envelope
     from cqrs.outbox.store import Claimed, Store
@@ -27,6 +28,8 @@ from cqrs.outbox.store import Verdict
 log = logging.getLogger(__name__)
 
 ERROR_LIMIT = 4000
+Settle = Callable[["list[Claimed]", "list[Verdict]", "list[Claimed]"], Awaitable[None]]
+"""Ends a claim: what was delivered, what failed, and what was not tried."""
 
 
 class Fate(Enum):
@@ -148,19 +151,10 @@ class Relay:
         )
         if claim is None:
             return False
-        rows = claim.rows
-        outcomes: Sequence[Outcome] = [Fate.NOT_SENT] * len(rows)
-        faults: list[BaseException] = []
-        try:
-            async with self._renewing(self._renew_slots):
-                outcomes = await self._publish(rows, faults)
-        finally:
-            done, failed, _ = self._sort(rows, outcomes)
-            await self._store.settle(self.owner, done, failed)
-        self._tell(done, failed)
-        for fault in faults:
-            raise fault
-        return bool(done or failed or claim.held_back)
+        delivered = await self._deliver(
+            claim.rows, self._renew_slots, lambda done, failed, _: self._store.settle(self.owner, done, failed)
+        )
+        return delivered or claim.held_back > 0
 
     async def relay_due(self) -> bool:
         """Claim, publish and settle the parked rows that are due; returns whether there were any."""
@@ -168,21 +162,25 @@ class Relay:
         if not rows:
             return False
         held = [token]
-        outcomes: Sequence[Outcome] = [Fate.NOT_SENT] * len(rows)
 
         async def renew() -> None:
             held[0] = await self._store.renew_due(held[0], rows, self._pace.lease)
 
+        return await self._deliver(rows, renew, lambda *fates: self._store.settle_due(held[0], *fates))
+
+    async def _deliver(self, rows: Sequence[Claimed], renew: Callable[[], Awaitable[None]], settle: Settle) -> bool:
+        """Publish claimed rows while their claim is renewed, and settle them whatever happens."""
+        outcomes: Sequence[Outcome] = [Fate.NOT_SENT] * len(rows)
         faults: list[BaseException] = []
         try:
             async with self._renewing(renew):
                 outcomes = await self._publish(rows, faults)
         finally:
             done, failed, returned = self._sort(rows, outcomes)
-            await self._store.settle_due(held[0], done, failed, returned)
+            await settle(done, failed, returned)
         self._tell(done, failed)
-        for fault in faults:
-            raise fault
+        if faults:
+            raise faults[0]
         return bool(done or failed)
 
     async def _publish(self, rows: Sequence[Claimed], faults: list[BaseException]) -> list[Outcome]:
