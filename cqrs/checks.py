@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cqrs.codec import HANDLER_LIMIT
 from cqrs.errors import Problem
 from cqrs.messages import Command, Query, Request
 from cqrs.plan import Plan, check_publication
@@ -16,7 +17,6 @@ from cqrs.retry import OnDead, Policies, Retry
 if TYPE_CHECKING:
     from cqrs.signature import Handler
 
-HANDLER_NAME_LIMIT = 191
 SLOT_LIMIT = 1024
 NO_DATABASE = 'Give bootstrap one: database="sqlite+aiosqlite:///app.db".'
 
@@ -173,6 +173,6 @@ def _check_background(handler: Handler, plan: Plan, wishes: Wishes, problems: li
         problems.append(
             Problem(f"{handler.name} is durable, but there is no database to save for it", cure, handler.where)
         )
-    if background and len(handler.name) > HANDLER_NAME_LIMIT:
-        what = f"The handler name '{handler.name}' has {len(handler.name)} characters, at most {HANDLER_NAME_LIMIT} fit"
+    if background and len(handler.name) > HANDLER_LIMIT:
+        what = f"The handler name '{handler.name}' has {len(handler.name)} characters, at most {HANDLER_LIMIT} fit"
         problems.append(Problem(what, "Give it a shorter one with name=...", handler.where))

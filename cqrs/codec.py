@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cqrs.context import Trace
 
 KEY_LIMIT = 255
+HANDLER_LIMIT = 191
+"""How many characters of a handler's name, or of a key, fit into the tables."""
 BROKER = "broker"
 """The destination of rows that go to the message broker; every other destination is a handler's name."""
 

@@ -20,6 +20,8 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
+from cqrs.codec import HANDLER_LIMIT
+
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
     from sqlalchemy.types import TypeEngine
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 VERSION = 1
 """The number of the newest revision: the schema that this version of the toolkit needs."""
 
-HANDLER_LIMIT = 191
 TOPIC_LIMIT = 249
 
 
