@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cqrs.handlers import EventHandler, RequestHandler
     from cqrs.mediator import EventMediator, Mediator, RequestMediator
     from cqrs.messages import Command, Query, Request, Response
-    from cqrs.outbox import Failed, Fate, Publisher
+    from cqrs.outbox import Failed, Fate, Publisher, Unavailable
     from cqrs.registry import (
         Middleware,
         Registry,
@@ -74,7 +74,7 @@ _MODULES = {
     "handlers": ("EventHandler", "RequestHandler"),
     "mediator": ("EventMediator", "Mediator", "RequestMediator"),
     "messages": ("Command", "Query", "Request", "Response"),
-    "outbox": ("Failed", "Fate", "Publisher"),
+    "outbox": ("Failed", "Fate", "Publisher", "Unavailable"),
     "registry": (
         "Middleware",
         "Registry",
@@ -127,6 +127,7 @@ __all__ = [
     "Retry",
     "SchemaError",
     "TransactionMisuse",
+    "Unavailable",
     "bootstrap",
     "command_handler",
     "current_session",

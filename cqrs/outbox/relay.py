@@ -38,6 +38,8 @@ class Fate(Enum):
     DELIVERED = "delivered"
     NOT_SENT = "not sent"
     """Not begun, or given up without a result: it stays where it is, and no attempt is counted."""
+    OVERDUE = "overdue"
+    """Begun, and given up at the claim's deadline: its key is parked, and no attempt is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,18 @@ class Failed:
     final: bool = False
 
 
-Outcome = Fate | Failed
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The topic of an envelope, or with `everything` the whole broker, is out of reach; the envelope is not to blame.
+
+    It stays where it is and no attempt is counted. The relay leaves the topic (the destination) alone for a while.
+    """
+
+    error: BaseException
+    everything: bool = False
+
+
+Outcome = Fate | Failed | Unavailable
 
 
 class Publisher(Protocol):
@@ -66,8 +79,9 @@ class Publisher(Protocol):
         """Deliver, and return one outcome an envelope, in their order.
 
         `DELIVERED` is said only of what was acknowledged. Envelopes of one lane are delivered in the order given, and
-        after the first of a lane that fails the rest of it is `NOT_SENT`; lanes do not wait for each other. It does
-        not retry and raises nothing but cancellation: the relay decides what comes next.
+        after the first of a lane that is not delivered the rest of it is `NOT_SENT`; lanes do not wait for each other.
+        `Failed` is said of an envelope that was refused, `Unavailable` where its topic or the broker cannot be
+        reached. It does not retry and raises nothing but cancellation: the relay decides what comes next.
         """
         ...
 

@@ -43,6 +43,7 @@ NAMES = [
     "Retry",
     "SchemaError",
     "TransactionMisuse",
+    "Unavailable",
     "bootstrap",
     "command_handler",
     "current_session",
