@@ -16,8 +16,9 @@ from cqrs import migrations
 from cqrs.codec import BROKER
 from cqrs.errors import DrainTimeout, NotOpen, SchemaError
 from cqrs.outbox.desk import Outbox
-from cqrs.outbox.relay import Pace, Publisher, Relay, describe
-from cqrs.outbox.store import DEAD, Store
+from cqrs.outbox.relay import Pace, Relay, describe
+from cqrs.outbox.rows import DEAD
+from cqrs.outbox.store import Store
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
 from cqrs.registry import Kind
 from cqrs.schema import VERSION
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from cqrs.codec import Envelope
     from cqrs.context import Context
     from cqrs.outbox.database import Database
+    from cqrs.outbox.publisher import Publisher
     from cqrs.signature import Handler
 
 log = logging.getLogger(__name__)
@@ -98,7 +100,7 @@ class Storage:
 
     async def has_taken(self, handler: Handler, message_id: str) -> bool:
         """Whether the inbox says that this handler has taken this message."""
-        return await self.store.has_taken(handler.name, message_id)
+        return await self.store.inbox.has_taken(handler.name, message_id)
 
     def adopt(self, session: AsyncSession) -> Adopted:
         """Return a unit within a transaction that the caller began and will commit."""
@@ -193,7 +195,7 @@ class Storage:
         while True:
             await asyncio.sleep(HOUSEKEEPING)
             try:
-                await self.store.wake_heads(self._skipping)
+                await self.store.parked.wake_heads(self._skipping)
                 await self._forget()
                 if len(self._emitted) > REMEMBERED:
                     await self._unended()
@@ -203,7 +205,7 @@ class Storage:
 
     async def _forget(self) -> None:
         for _ in range(100):
-            if not await self.store.forget(inbox=self._keeping.inbox, dead=self._keeping.dead, skipping=self._skipping):
+            if not await self.store.inbox.forget(inbox=self._keeping.inbox, dead=self._keeping.dead, skipping=self._skipping):
                 return
 
     # Draining
