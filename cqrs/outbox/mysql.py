@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 KEY_ROWS = 1024
 """How many rows of the slot table, below 0, serialise the writers of keys."""
+
+CAREFUL = 100
+"""How many rows are read while it is not known how large they are."""
 
 
 class MySQL:
@@ -84,6 +88,11 @@ class SlotRows:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._limited: AsyncConnection | None = None
+        self._depth = 1
+        self._size = MOST_BYTES / CAREFUL
+        preparer = store.short.dialect.identifier_preparer
+        tables = {"outbox": store.tables.outbox, "parked": store.tables.parked}
+        self._names = {name: preparer.format_table(table) for name, table in tables.items()}
 
     def forget(self) -> None:
         """Forget that the session is limited: it is gone."""
@@ -117,3 +126,68 @@ class SlotRows:
         table = self._store.tables.slot
         rows = select(table.c.slot).where(table.c.slot.in_(slots)).with_for_update(skip_locked=True)
         return list(await connection.scalars(rows))
+
+    async def read(
+        self, connection: AsyncConnection, slots: Sequence[int], view: View, limit: int
+    ) -> tuple[list[Claimed], list[Claimed]]:
+        """Return the first rows of locked slots in order: those to deliver, and those whose key is parked."""
+        most = min(limit, max(1, int(MOST_BYTES / self._size)))
+        each = min(most, -(-most // len(slots)) * self._depth)
+        conditions, values = _shown(view)
+        skipped = f"p.destination NOT IN ({_marks(view.skipping)})" if view.skipping else "TRUE"
+        one = _READ.format(**self._names, skipped=skipped, shown=conditions, each=each)
+        statement = " UNION ALL ".join(one.replace(":slot", str(slot)) for slot in slots)
+        found = await fetch(connection, statement, [*sorted(view.skipping), *values] * len(slots))
+        self._size = max(sum(len(row[8]) for row in found) / max(len(found), 1), self._size / 4, 1.0)
+        self._go_deeper(found, each, most)
+        rows = claimed(found, places=True)
+        return [row for row in rows if row.place is not None], [row for row in rows if row.place is None]
+
+    def _go_deeper(self, rows: Sequence[Sequence[Any]], each: int, most: int) -> None:
+        """Take more of each slot next time where few slots have many rows, and less where many have."""
+        if len(rows) >= most:
+            self._depth = max(1, self._depth // 2)
+        elif len(rows) < most / 2 and max(Counter(row[1] for row in rows).values(), default=0) >= each:
+            self._depth = min(self._depth * 2, most)
+
+    async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
+        """Delete rows of locked slots along the primary key.
+
+        The index is named, since a scan of the table would wait for rows that others have not committed yet.
+        """
+        ids = by_slot(rows)
+        which = " OR ".join(f"(o.slot = {slot} AND o.id IN ({','.join(map(str, ids[slot]))}))" for slot in ids)
+        await fetch(connection, f"DELETE o FROM {self._names['outbox']} o FORCE INDEX (PRIMARY) WHERE {which}", [])  # noqa: S608 - numbers
+
+
+_READ = """
+(SELECT o.id, o.slot, o.event_id, o.destination, o.topic, o.message_key, o.type, o.headers, o.payload,
+    CASE WHEN (SELECT EXISTS (SELECT 1 FROM {parked})) AND EXISTS (
+        SELECT 1 FROM {parked} p
+        WHERE p.destination = o.destination AND p.topic = o.topic AND p.message_key = o.message_key
+        AND (p.state = 'waiting' OR p.state = 'dead' AND {skipped})
+    ) THEN NULL ELSE 1 END
+FROM {outbox} o WHERE o.slot = :slot AND {shown} ORDER BY o.id LIMIT {each})
+"""
+
+
+async def fetch(connection: AsyncConnection, statement: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:
+    """Run a statement by the driver itself, within SQLAlchemy's transaction; its own way costs as much as the database."""
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    async with driver.cursor() as cursor:
+        await cursor.execute(statement, values)
+        rows: Sequence[Sequence[Any]] = await cursor.fetchall()
+        return rows
+
+
+def _shown(view: View) -> tuple[str, list[str]]:
+    conditions, values = f"o.destination IN ({_marks(view.destinations)})", list(view.destinations)
+    if view.topic is not None:
+        conditions, values = f"{conditions} AND o.topic = %s", [*values, view.topic]
+    for destination, topic in sorted(view.without):
+        conditions, values = f"{conditions} AND NOT (o.destination = %s AND o.topic = %s)", [*values, destination, topic]
+    return conditions, values
+
+
+def _marks(values: Collection[str]) -> str:
+    return ", ".join(["%s"] * len(values))

@@ -118,6 +118,17 @@ async def park(store: Store, wait: float | None = 30.0, *, blocks: bool = True, 
     await settle(store, "one", [], [refused(first, wait, blocks=blocks)])
 
 
+OTHER_LANES = [
+    letter(2, "b"),
+    letter(2, "A"),
+    letter(2, "a "),
+    letter(2, None),
+    letter(2, topic="stock"),
+    letter(2, topic="Orders"),
+]
+"""Rows that are not of the lane of `letter(1)`."""
+
+
 class StoreContract:
     """A subclass gives the fixture `open_store`: a coroutine function from a number of slots to a store of them.
 
@@ -289,18 +300,7 @@ class StoreContract:
         await park(store, None, blocks=False)
         assert numbers(await claim(store, skipping=["handler"])) == [2]
 
-    @pytest.mark.parametrize(
-        "other",
-        [
-            letter(2, "b"),
-            letter(2, "A"),
-            letter(2, "a "),
-            letter(2, None),
-            letter(2, topic="stock"),
-            letter(2, topic="Orders"),
-        ],
-        ids=["key", "case", "blank", "keyless", "topic", "topic's case"],
-    )
+    @pytest.mark.parametrize("other", OTHER_LANES, ids=lambda other: f"{other.topic}-{other.key}")
     async def test_rows_of_another_lane_are_not_held_back(self, store: Store, other: Envelope):
         await add(store, letter(1), other)
         await park(store, None)

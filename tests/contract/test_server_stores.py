@@ -9,9 +9,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cqrs import migrations
+from cqrs.codec import Envelope
+from cqrs.outbox import mysql
 from cqrs.outbox.database import dialect_of
 from cqrs.outbox.store import Store
-from tests.contract.store import OpenStore, StoreContract, add, claim, letter, numbers, relays
+from tests.contract.store import OTHER_LANES, OpenStore, StoreContract, add, claim, letter, numbers, relays, settle
 from tests.servers import scratch_database, server
 
 pytestmark = pytest.mark.services
@@ -96,3 +98,29 @@ class TestAsyncpg(ServerContract):
 class TestPsycopg(TestAsyncpg):
     def engine(self, url: str) -> AsyncEngine:
         return create_async_engine(url.replace("+asyncpg", "+psycopg"), pool_size=5)
+
+
+class TestAsyncmy(ServerContract):
+    variable = "MYSQL_URL"
+
+    def engine(self, url: str) -> AsyncEngine:
+        return create_async_engine(url, pool_size=5, isolation_level="REPEATABLE READ")
+
+    @pytest.fixture(autouse=True)
+    def sizes_are_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let the first claim be as large as any other."""
+        monkeypatch.setattr(mysql, "CAREFUL", 10_000)
+
+    async def test_a_first_claim_is_small_since_nobody_knows_how_large_rows_are(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(mysql, "CAREFUL", 2)
+        await add(store, *(letter(number) for number in range(20)))
+        assert len(await claim(store)) == 2
+        await settle(store)
+        assert len(await claim(store)) == 8
+
+    # A key that ends with a blank is refused at emit: MySQL does not tell it apart.
+    @pytest.mark.parametrize("other", [other for other in OTHER_LANES if other.key != "a "])
+    async def test_rows_of_another_lane_are_not_held_back(self, store: Store, other: Envelope):
+        await super().test_rows_of_another_lane_are_not_held_back(store, other)
