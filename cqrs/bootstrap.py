@@ -268,6 +268,7 @@ def _storage(app: Mediator, wishes: Wishes, database: Database) -> Storage:
         relays=wishes.relay,
         pace=pace,
         keeping=Keeping(inbox=wishes.inbox_retention, dead=wishes.dead_retention),
+        listen_url=wishes.listen_url,
     )
     return storage
 

@@ -15,7 +15,7 @@ from cqrs.outbox.rows import Claimed, View, by_slot, claimed
 from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -74,6 +74,9 @@ class MySQL:
     def lane(self, store: Store, owner: str, lease: float) -> LockedLane:
         """Return a way to the database for a relay; its locks know it by its connection, not by its name."""
         return LockedLane(store, SlotRows(store), store.short, lease)
+
+    def bell(self, store: Store, heard: Callable[[], None] | None, listen_url: str | None) -> None:
+        """Have none: other processes poll."""
 
     def slots(self, store: Store) -> Sequence[int]:
         """Return the rows that the slot table must have."""

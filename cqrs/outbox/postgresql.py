@@ -11,13 +11,14 @@ from zlib import crc32
 from sqlalchemy import ColumnElement, Float, cast, extract, func, text
 from sqlalchemy.dialects.postgresql import insert
 
+from cqrs.outbox.bell import Bell
 from cqrs.outbox.floor import Floor, Snapshot
 from cqrs.outbox.locks import MOST_BYTES, LockedLane
 from cqrs.outbox.rows import Claimed, View, claimed
 from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -79,6 +80,10 @@ class PostgreSQL:
     def lane(self, store: Store, owner: str, lease: float) -> LockedLane:
         """Return a way to the database for a relay; its locks know it by its connection, not by its name."""
         return LockedLane(store, AdvisorySlots(store), store.short, lease)
+
+    def bell(self, store: Store, heard: Callable[[], None] | None, listen_url: str | None) -> Bell:
+        """Return what rings by NOTIFY and hears by LISTEN."""
+        return Bell(store.short, f"cqrs_{lock_class(store)}", heard=heard, listen_url=listen_url)
 
     def slots(self, store: Store) -> Sequence[int]:
         """Return the rows that the slot table must have: none, slots are numbers here."""

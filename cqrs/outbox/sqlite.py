@@ -93,6 +93,9 @@ class SQLite:
         """Return a way to the database for a relay."""
         return LeasedLane(store, owner, lease)
 
+    def bell(self, store: Store, heard: Callable[[], None] | None, listen_url: str | None) -> None:
+        """Have none: other processes poll."""
+
     def slots(self, store: Store) -> Sequence[int]:
         """Return the rows that the slot table must have."""
         return range(store.slots)

@@ -67,6 +67,7 @@ class Storage:
         relays: bool,
         pace: Pace,
         keeping: Keeping,
+        listen_url: str | None = None,
     ) -> None:
         self.store = store
         self.relay = Relay(store, publishers, end=end, skipping=skipping, pace=pace)
@@ -79,12 +80,14 @@ class Storage:
         self._publishes = publishes
         self._relays = relays
         self._keeping = keeping
+        self._listen_url = listen_url
         self._writing = _sessions(database, store.writers)
         self._reading = _sessions(database, store.readers)
         self._open = False
         self._emitted: dict[str, None] = {}
         self._reported: set[str] = set()
         self._opened = AsyncExitStack()
+        self._ring: Callable[[], None] = _nobody
 
     # Transactions
 
@@ -117,6 +120,7 @@ class Storage:
         """Remember what this process emitted, for `drain`, and wake the relay."""
         self._emitted.update(dict.fromkeys(envelope.message_id for envelope in envelopes))
         self.relay.wake()
+        self._ring()
 
     # Opening and closing
 
@@ -135,6 +139,10 @@ class Storage:
             if self._relays:
                 self.relay.start()
                 stack.push_async_callback(self.relay.stop)
+            heard = self.relay.wake if self._relays else None
+            bell = self.store.dialect.bell(self.store, heard, self._listen_url)
+            if bell is not None:
+                self._ring = (await stack.enter_async_context(bell)).ring
             keeper = asyncio.create_task(self._keep_house(), name="cqrs housekeeping")
             stack.push_async_callback(_end, keeper)
             self._open = True
@@ -229,6 +237,10 @@ class Storage:
             if event_id not in pending:
                 self._emitted.pop(event_id, None)
         return left
+
+
+def _nobody() -> None:
+    """Stand for a bell where the database has none."""
 
 
 async def _wait_for(event: asyncio.Event, seconds: float) -> None:

@@ -19,13 +19,14 @@ from cqrs.outbox.rows import DEAD, SCHEDULED, WAITING, Claimed, Counts, Probe, V
 from cqrs.schema import tables
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from cqrs.codec import Envelope
+    from cqrs.outbox.bell import Bell
 
 FRONT = 100
 """How many rows at the front of each slot are looked at for somebody to deliver them."""
@@ -129,6 +130,10 @@ class Dialect(Protocol):
 
     def lane(self, store: Store, owner: str, lease: float) -> Lane:
         """Return a way to the database for a relay."""
+        ...
+
+    def bell(self, store: Store, heard: Callable[[], None] | None, listen_url: str | None) -> Bell | None:
+        """Return what tells relays of other processes that rows were saved, where the database can."""
         ...
 
     def slots(self, store: Store) -> Sequence[int]:
