@@ -188,7 +188,7 @@ async def test_tables_of_another_application_are_refused(shop: Shop):
         await shop.app(name="store").__aenter__()
     assert str(caught.value) == (
         "These tables belong to the application 'shop', and this one is 'store'. If it is the same application, pass "
-        "name='shop' to bootstrap; otherwise give it tables of its own: prefix='...'."
+        "name='shop' to bootstrap; otherwise give it tables of its own: prefix='...', or on a server schema='...'."
     )
 
 
