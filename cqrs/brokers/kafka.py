@@ -52,7 +52,7 @@ REFUSED = (*TOO_LARGE, kafka.CorruptRecordException, kafka.InvalidTimestampError
 """What a broker answers to a batch because of a message in it (aiokafka does not know INVALID_RECORD by name)."""
 
 
-class _Ended(Exception):  # noqa: N818 - says what happened
+class _Ended(Exception):
     """The producer was given up before the end of this batch was known."""
 
 
