@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,12 @@ except ModuleNotFoundError as error:
         "Kafka needs the package aiokafka. Run: pip install 'cqrs-toolkit[kafka]'", name="aiokafka"
     ) from None
 
+from cqrs.brokers.tally import Tally, caused, name_of, refused, text_of
 from cqrs.errors import PublishError
 from cqrs.outbox.relay import Failed, Fate, Outcome, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from cqrs.codec import Envelope
 
@@ -66,6 +68,8 @@ WORN_OUT = (
     kafka.UnknownProducerId,
 )
 """The producer's fault alone: the batch was not taken, and goes to a fresh one."""
+LOST = (OSError, kafka.KafkaError)
+"""What aiokafka raises where a producer cannot be started."""
 
 
 @lru_cache(maxsize=100_000)
@@ -112,43 +116,6 @@ class _Producer:
             await asyncio.wait({sender.sender_task})
         self._ended.set_result(None)
         await self.aiokafka.stop()
-
-
-class _Job:
-    """One `publish`: what came of each envelope, and which have no end yet."""
-
-    def __init__(self, envelopes: Sequence[Envelope]) -> None:
-        self.envelopes = envelopes
-        self.outcomes: list[Outcome] = [Fate.NOT_SENT] * len(envelopes)
-        self.open = set(range(len(envelopes)))
-        self.held: set[tuple[str, str | None]] = set()
-        """The topics and keys of which a message was refused."""
-
-    def settle(self, indexes: Iterable[int], outcome: Outcome) -> None:
-        for index in indexes:
-            self.outcomes[index] = outcome
-        self.open.difference_update(indexes)
-
-    def refuse(self, index: int, failed: Failed) -> None:
-        """End one as failed; what comes after it in its lane ends as not sent."""
-        self.settle([index], failed)
-        envelope = self.envelopes[index]
-        if envelope.key is not None:
-            self.held.add((envelope.topic, envelope.key))
-
-    def is_held(self, index: int) -> bool:
-        envelope = self.envelopes[index]
-        if (envelope.topic, envelope.key) not in self.held:
-            return False
-        self.open.discard(index)
-        return True
-
-    def by_topic(self) -> dict[str, list[int]]:
-        """Return the envelopes that have no end yet, in their order."""
-        topics: dict[str, list[int]] = {}
-        for index in sorted(self.open):
-            topics.setdefault(self.envelopes[index].topic, []).append(index)
-        return topics
 
 
 class Kafka:
@@ -205,8 +172,8 @@ class Kafka:
         try:
             async with asyncio.timeout(self._timeout):
                 await self._started()
-        except (TimeoutError, OSError, kafka.KafkaError) as error:
-            log.warning("Kafka at %s is out of reach, and is tried again: %s", self._servers, _text(error))
+        except (TimeoutError, *LOST) as error:
+            log.warning("Kafka at %s is out of reach, and is tried again: %s", self._servers, text_of(error))
 
     async def close(self) -> None:
         """Finish what is in flight, within the timeout, and disconnect."""
@@ -221,111 +188,111 @@ class Kafka:
 
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
         """Publish; see `Publisher`."""
-        job = _Job(envelopes)
+        tally = Tally(envelopes)
         reserve = min(1.0, self._timeout / 4)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout - reserve):
-                await self._publish(job)
-        except TimeoutError:
-            pass
-        if job.open and not self._closed:
-            await self._give_up(job, reserve)
-        return job.outcomes
+                await self._publish(tally)
+        if tally.open and not self._closed:
+            await self._give_up(tally, reserve)
+        return tally.outcomes
 
-    async def _publish(self, job: _Job) -> None:
+    async def _publish(self, tally: Tally) -> None:
         try:
             producer = await self._started()
-        except (OSError, kafka.KafkaError):
+        except LOST:
             return
         self._turn += 1
         async with asyncio.TaskGroup() as tasks:
-            for topic, indexes in job.by_topic().items():
-                tasks.create_task(self._publish_topic(job, producer, topic, indexes))
+            for topic, indexes in tally.by_topic().items():
+                tasks.create_task(self._publish_topic(tally, producer, topic, indexes))
 
-    async def _publish_topic(self, job: _Job, producer: _Producer, topic: str, indexes: list[int]) -> None:
-        try:
-            async with asyncio.timeout(self._timeout / 4):
-                number = len(await producer.aiokafka.partitions_for(topic))
-        except TimeoutError:
-            await self._miss(job, producer, topic, indexes)
-            return
-        except Exception as error:  # noqa: BLE001 - whatever it is, the topic cannot be published to
-            job.settle(indexes, _unavailable(topic, error))
+    async def _publish_topic(self, tally: Tally, producer: _Producer, topic: str, indexes: list[int]) -> None:
+        number = await self._partitions_of(tally, producer, topic, indexes)
+        if not number:
             return
         partitions: dict[int, list[int]] = {}
         for index in indexes:
-            key = job.envelopes[index].key
+            key = tally.envelopes[index].key
             partitions.setdefault((self._turn if key is None else key_hash(key)) % number, []).append(index)
         async with asyncio.TaskGroup() as tasks:
             for partition, own in partitions.items():
-                tasks.create_task(self._publish_partition(job, topic, partition, own))
+                tasks.create_task(self._publish_partition(tally, topic, partition, own))
 
-    async def _publish_partition(self, job: _Job, topic: str, partition: int, indexes: list[int]) -> None:
+    async def _partitions_of(self, tally: Tally, producer: _Producer, topic: str, indexes: list[int]) -> int:
+        """Return how many partitions a topic has, or 0: then it was ended, unless the whole cluster is silent."""
+        try:
+            async with asyncio.timeout(self._timeout / 4):
+                return len(await producer.aiokafka.partitions_for(topic))
+        except TimeoutError:
+            if await producer.answers():
+                cure = "Create it, with as many partitions as it shall keep, or allow auto.create.topics.enable."
+                tally.give_up(indexes, Unavailable(PublishError(f"Kafka has no topic '{topic}'. {cure}")))
+        except Exception as error:  # noqa: BLE001 - whatever it is, no message is to blame
+            tally.give_up(indexes, _unavailable(topic, error))
+        return 0
+
+    async def _publish_partition(self, tally: Tally, topic: str, partition: int, indexes: list[int]) -> None:
         """Send batch after batch; one that is refused is halved until it is known which message is to blame."""
         groups = deque([indexes])
         faults = 0
         while groups:
             try:
                 producer = await self._started()
-            except (OSError, kafka.KafkaError):
+            except LOST:
                 return
-            batch, taken, rest = self._fill(job, producer, groups.popleft())
+            batch, taken, rest = self._fill(tally, producer, groups.popleft())
             if rest:
                 groups.appendleft(rest)
             if not taken:
                 continue
-            size = batch.size()
-            try:
-                async with self._room:
-                    await producer.send(batch, topic, partition)
-            except asyncio.CancelledError:
-                self._replace(producer)
-                raise
-            except WORN_OUT as error:
-                self._replace(producer)
+            fault = await self._send(producer, batch, topic, partition)
+            if fault is None:
+                tally.settle(taken, Fate.DELIVERED)
+            elif isinstance(fault, REFUSED):
+                groups.extendleft(self._divide(tally, taken, batch.size(), fault))
+            elif isinstance(fault, WORN_OUT) and faults < FAULTS:
                 faults += 1
-                if faults > FAULTS:
-                    job.settle([*taken, *(index for group in groups for index in group)], _unavailable(topic, error))
-                    return
                 groups.appendleft(taken)
-            except REFUSED as error:
-                self._replace(producer)
-                if len(taken) == 1:
-                    job.refuse(taken[0], _refused(job.envelopes[taken[0]], size, error))
-                    continue
-                if isinstance(error, TOO_LARGE):
-                    self._batch_limits[topic] = size // 2
-                middle = len(taken) // 2
-                groups.extendleft((taken[middle:], taken[:middle]))
-            except Exception as error:  # noqa: BLE001 - no message is to blame
-                self._replace(producer)
-                job.settle([*taken, *(index for group in groups for index in group)], _unavailable(topic, error))
-                return
             else:
-                job.settle(taken, Fate.DELIVERED)
+                left = [*taken, *(index for group in groups for index in group)]
+                tally.give_up(left, _unavailable(topic, fault))
+                return
 
-    def _fill(self, job: _Job, producer: _Producer, indexes: list[int]) -> tuple[Any, list[int], list[int]]:
+    async def _send(self, producer: _Producer, batch: Any, topic: str, partition: int) -> Exception | None:
+        """Return None once a batch was acknowledged, or why it was not; then the producer is replaced."""
+        try:
+            async with self._room:
+                await producer.send(batch, topic, partition)
+        except asyncio.CancelledError:
+            self._replace(producer)
+            raise
+        except Exception as error:  # noqa: BLE001 - the caller decides about each
+            self._replace(producer)
+            return error
+        return None
+
+    def _fill(self, tally: Tally, producer: _Producer, indexes: list[int]) -> tuple[Any, list[int], list[int]]:
         """Return a batch, what is in it, and what did not fit; a message that can never be sent is refused here."""
         batch = producer.aiokafka.create_batch()
-        limit = self._batch_limits.get(job.envelopes[indexes[0]].topic, self._limit)
+        limit = self._batch_limits.get(tally.envelopes[indexes[0]].topic, self._limit)
         taken: list[int] = []
         for position, index in enumerate(indexes):
-            if job.held and job.is_held(index):
+            if tally.held and tally.is_held(index):
                 continue
-            envelope = job.envelopes[index]
+            envelope = tally.envelopes[index]
             try:
                 key = None if envelope.key is None else envelope.key.encode()
                 headers = [(name, value.encode()) for name, value in envelope.wire_headers.items()]
                 fits = batch.append(timestamp=None, key=key, value=envelope.payload, headers=headers)
             except (TypeError, ValueError) as error:
-                job.refuse(
-                    index, Failed(_caused(f"{_name(envelope)} is nothing Kafka can carry: {error}", error), True)
-                )
+                text = f"{name_of(envelope)} is nothing that Kafka can carry: {text_of(error)}"
+                tally.stop(index, refused(text, error, final=True))
                 continue
             if fits is None:
                 return batch, taken, indexes[position:]
             if not taken and batch.size() > self._limit:
-                job.refuse(index, Failed(self._oversized(envelope, batch.size()), final=True))
+                tally.stop(index, self._oversized(envelope, batch.size()))
                 batch = producer.aiokafka.create_batch()
                 continue
             taken.append(index)
@@ -333,32 +300,37 @@ class Kafka:
                 return batch, taken, indexes[position + 1 :]
         return batch, taken, []
 
-    async def _miss(self, job: _Job, producer: _Producer, topic: str, indexes: list[int]) -> None:
-        """Set apart a topic that the cluster does not know; where the cluster is silent, leave that to `_give_up`."""
-        if await producer.answers():
-            cure = "Create it, with as many partitions as it shall keep, or allow auto.create.topics.enable."
-            job.settle(indexes, Unavailable(PublishError(f"Kafka has no topic '{topic}'. {cure}")))
+    def _divide(self, tally: Tally, taken: list[int], size: int, fault: Exception) -> list[list[int]]:
+        """Return the halves of a batch that was refused, the second one first; a single message has failed."""
+        if len(taken) == 1:
+            tally.stop(taken[0], _refused(tally.envelopes[taken[0]], size, fault))
+            return []
+        if isinstance(fault, TOO_LARGE):
+            self._batch_limits[tally.envelopes[taken[0]].topic] = size // 2
+        middle = len(taken) // 2
+        return [taken[middle:], taken[:middle]]
 
-    async def _give_up(self, job: _Job, seconds: float) -> None:
+    async def _give_up(self, tally: Tally, seconds: float) -> None:
         """End what has no end: the broker is out of reach, or, where a fresh producer starts, a topic is."""
         try:
             async with asyncio.timeout(seconds):
                 await self._started()
-        except (TimeoutError, OSError, kafka.KafkaError) as error:
+        except (TimeoutError, *LOST) as error:
             cure = "Check that it runs, and the address, user and password."
-            text = f"Kafka at {self._servers} is out of reach: {_text(error)}. {cure}"
-            job.settle(sorted(job.open), Unavailable(_caused(text, error), everything=True))
+            text = f"Kafka at {self._servers} is out of reach: {text_of(error)}. {cure}"
+            tally.give_up(sorted(tally.open), Unavailable(caused(text, error), everything=True))
             return
-        for topic, indexes in job.by_topic().items():
+        for topic, indexes in tally.by_topic().items():
             cure = "See the broker's log; often fewer replicas are in sync than min.insync.replicas, or none leads."
             text = f"Kafka took no more of topic '{topic}' within {self._timeout:g} s. {cure}"
-            job.settle(indexes, Unavailable(PublishError(text)))
+            tally.give_up(indexes, Unavailable(PublishError(text)))
 
-    def _oversized(self, envelope: Envelope, size: int) -> PublishError:
-        return PublishError(
-            f"{_name(envelope)} has {size} bytes with its key and headers; at most {self._limit} are sent. Raise "
+    def _oversized(self, envelope: Envelope, size: int) -> Failed:
+        text = (
+            f"{name_of(envelope)} has {size} bytes with its key and headers; at most {self._limit} are sent. Raise "
             "max_message_bytes, and the topic's max.message.bytes with it, or publish a reference to what is large."
         )
+        return refused(text, final=True)
 
     async def _started(self) -> _Producer:
         async with self._starting:
@@ -381,35 +353,21 @@ class Kafka:
         task.add_done_callback(self._ending.discard)
 
 
-def _name(envelope: Envelope) -> str:
-    return f"{envelope.type} {envelope.message_id} to topic '{envelope.topic}'"
-
-
-def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
-def _caused(text: str, error: BaseException) -> PublishError:
-    problem = PublishError(text)
-    problem.__cause__ = error
-    return problem
-
-
 def _refused(envelope: Envelope, size: int, error: BaseException) -> Failed:
     if isinstance(error, TOO_LARGE):
         text = (
-            f"{_name(envelope)} has {size} bytes with its key and headers, more than the topic's max.message.bytes. "
+            f"{name_of(envelope)} has {size} bytes with its key and headers, more than the topic's max.message.bytes. "
             "Raise that, or publish a reference to what is large."
         )
-        return Failed(_caused(text, error), final=True)
-    return Failed(_caused(f"Kafka refused {_name(envelope)}: {_text(error)}", error))
+        return refused(text, error, final=True)
+    return refused(f"Kafka refused {name_of(envelope)}: {text_of(error)}", error)
 
 
 def _unavailable(topic: str, error: BaseException) -> Unavailable:
     if isinstance(error, kafka.TopicAuthorizationFailedError):
         text = f"Kafka lets this application not write to topic '{topic}'. Allow its user WRITE and DESCRIBE on it."
-        return Unavailable(_caused(text, error))
+        return Unavailable(caused(text, error))
     if isinstance(error, kafka.ClusterAuthorizationFailedError):
         text = "Kafka lets this application not write idempotently. Allow its user IDEMPOTENT_WRITE on the cluster."
-        return Unavailable(_caused(text, error), everything=True)
-    return Unavailable(_caused(f"Kafka took nothing of topic '{topic}': {_text(error)}", error))
+        return Unavailable(caused(text, error), everything=True)
+    return Unavailable(caused(f"Kafka took nothing of topic '{topic}': {text_of(error)}", error))
