@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
         "Kafka needs the package aiokafka. Run: pip install 'cqrs-toolkit[kafka]'", name="aiokafka"
     ) from None
 
-from cqrs.brokers.tally import Tally, caused, name_of, refused, text_of
+from cqrs.brokers.tally import Idle, Tally, caused, name_of, refused, text_of
 from cqrs.errors import PublishError
 from cqrs.outbox.relay import Failed, Fate, Outcome, Unavailable
 
@@ -164,6 +164,7 @@ class Kafka:
         self._turn = 0
         self._batch_limits: dict[str, int] = {}
         """Topics that refused a batch for its size, and the size that batches of theirs have at most since."""
+        self._idle = Idle()
         self._closed = False
 
     async def open(self) -> None:
@@ -176,8 +177,11 @@ class Kafka:
             log.warning("Kafka at %s is out of reach, and is tried again: %s", self._servers, text_of(error))
 
     async def close(self) -> None:
-        """Finish what is in flight, within the timeout, and disconnect."""
+        """Begin no further batch, finish those in flight within the timeout, and disconnect."""
         self._closed = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                await self._idle.wait()
         producer, self._producer = self._producer, None
         if producer is not None:
             self._end(producer)
@@ -190,11 +194,12 @@ class Kafka:
         """Publish; see `Publisher`."""
         tally = Tally(envelopes)
         reserve = min(1.0, self._timeout / 4)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout - reserve):
-                await self._publish(tally)
-        if tally.open and not self._closed:
-            await self._give_up(tally, reserve)
+        async with self._idle:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout - reserve):
+                    await self._publish(tally)
+            if tally.open and not self._closed:
+                await self._give_up(tally, reserve)
         return tally.outcomes
 
     async def _publish(self, tally: Tally) -> None:
@@ -229,7 +234,7 @@ class Kafka:
                 cure = "Create it, with as many partitions as it shall keep, or allow auto.create.topics.enable."
                 tally.give_up(indexes, Unavailable(PublishError(f"Kafka has no topic '{topic}'. {cure}")))
         except Exception as error:  # noqa: BLE001 - whatever it is, no message is to blame
-            tally.give_up(indexes, _unavailable(topic, error))
+            tally.give_up(indexes, unavailable(topic, error))
         return 0
 
     async def _publish_partition(self, tally: Tally, topic: str, partition: int, indexes: list[int]) -> None:
@@ -256,7 +261,7 @@ class Kafka:
                 groups.appendleft(taken)
             else:
                 left = [*taken, *(index for group in groups for index in group)]
-                tally.give_up(left, _unavailable(topic, fault))
+                tally.give_up(left, unavailable(topic, fault))
                 return
 
     async def _send(self, producer: _Producer, batch: Any, topic: str, partition: int) -> Exception | None:
@@ -363,7 +368,8 @@ def _refused(envelope: Envelope, size: int, error: BaseException) -> Failed:
     return refused(f"Kafka refused {name_of(envelope)}: {text_of(error)}", error)
 
 
-def _unavailable(topic: str, error: BaseException) -> Unavailable:
+def unavailable(topic: str, error: BaseException) -> Unavailable:
+    """Return the outcome of an error that no message is to blame for."""
     if isinstance(error, kafka.TopicAuthorizationFailedError):
         text = f"Kafka lets this application not write to topic '{topic}'. Allow its user WRITE and DESCRIBE on it."
         return Unavailable(caused(text, error))

@@ -9,7 +9,6 @@ from collections import deque
 from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 try:
     import aiormq
@@ -33,7 +32,8 @@ from pamqp.commands import Basic
 from yarl import URL
 
 from cqrs.brokers.confirms import End, Letter, Outlet, send
-from cqrs.brokers.tally import Tally, caused, name_of, refused, text_of
+from cqrs.brokers.tally import Idle, Tally, caused, name_of, refused, text_of
+from cqrs.brokers.wire import keyed_headers, routing_key, unroutable
 from cqrs.errors import PublishError
 from cqrs.outbox.relay import Fate, Outcome, Unavailable
 
@@ -97,9 +97,7 @@ class RabbitMQ:
         self._opening: dict[str, asyncio.Lock] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._busy = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle = Idle()
 
     async def open(self) -> None:
         """Connect. A broker out of reach is reported and tried again at the first publish."""
@@ -125,17 +123,12 @@ class RabbitMQ:
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
         """Publish; see `Publisher`."""
         tally = Tally(envelopes)
-        self._busy += 1
-        self._idle.clear()
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._publish(tally)
-        except TimeoutError:
-            self._give_up(tally)
-        finally:
-            self._busy -= 1
-            if not self._busy:
-                self._idle.set()
+        async with self._idle:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._publish(tally)
+            except TimeoutError:
+                self._give_up(tally)
         return tally.outcomes
 
     async def _publish(self, tally: Tally) -> None:
@@ -212,12 +205,8 @@ class RabbitMQ:
         return sent, letters
 
     def _letter(self, envelope: Envelope) -> Letter:
-        topic, key = envelope.topic, envelope.key
-        headers = envelope.wire_headers
-        if key is not None:
-            headers["ce_partitionkey"] = key
+        headers = keyed_headers(envelope)
         correlation = headers.get("correlation_id", "")
-        slot = crc32(f"{topic}\0{envelope.message_id if key is None else key}".encode()) % self._slots
         properties = Basic.Properties(
             content_type=headers.get("content-type"),
             headers=headers,  # type: ignore[arg-type]  # a dict of text is one; its type is invariant
@@ -228,14 +217,15 @@ class RabbitMQ:
             message_type=envelope.type,
             app_id=headers.get("ce_source"),
         )
-        return Letter(topic, f"{envelope.type}.{slot:02d}", properties, envelope.payload)
+        return Letter(envelope.topic, routing_key(envelope, self._slots), properties, envelope.payload)
 
     def _settle(self, tally: Tally, lane: Lane, end: End) -> bool:
         """Note the end of a lane's first message; returns whether it has one."""
         if end is Fate.DELIVERED:
             tally.settle([lane.popleft()], Fate.DELIVERED)
         elif isinstance(end, Returned):
-            _stop(tally, lane, Unavailable(caused(_unroutable(end), end)))
+            frame: Any = end.frame
+            _stop(tally, lane, Unavailable(caused(unroutable(frame.exchange, frame.routing_key), end)))
         elif isinstance(end, BaseException):
             name = name_of(tally.envelopes[lane[0]])
             cure = "A queue that it goes to is full (x-overflow: reject-publish), or lost its leader."
@@ -330,14 +320,6 @@ def _stop(tally: Tally, lane: Lane, outcome: Outcome) -> None:
     """End a lane's first message with this outcome, and the rest as not sent."""
     tally.give_up(lane, outcome)
     lane.clear()
-
-
-def _unroutable(error: Returned) -> str:
-    frame: Any = error.frame
-    return (
-        f"No queue is bound to exchange '{frame.exchange}' for routing key '{frame.routing_key}'. Bind one, with "
-        "the key '#' for everything, or start a consumer that does."
-    )
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from cqrs.errors import PublishError
@@ -57,6 +58,28 @@ class Tally:
         for index in sorted(self.open):
             topics.setdefault(self.envelopes[index].topic, []).append(index)
         return topics
+
+
+class Idle:
+    """Knows whether a publish is under way: each is an `async with` of it."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    async def wait(self) -> None:
+        """Wait until no publish is under way."""
+        await self._none.wait()
+
+    async def __aenter__(self) -> None:
+        self._running += 1
+        self._none.clear()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._running -= 1
+        if not self._running:
+            self._none.set()
 
 
 def caused(text: str, error: BaseException) -> PublishError:
