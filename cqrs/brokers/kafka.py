@@ -111,11 +111,12 @@ class _Producer:
         cancelled first; it has no documented name.
         """
         sender, self.aiokafka._sender = self.aiokafka._sender, None  # noqa: SLF001 - see above
-        if sender.sender_task is not None:
-            sender.sender_task.cancel()
+        sender.sender_task.cancel()
+        try:
             await asyncio.wait({sender.sender_task})
-        self._ended.set_result(None)
-        await self.aiokafka.stop()
+        finally:
+            self._ended.set_result(None)
+            await self.aiokafka.stop()
 
 
 class Kafka:
@@ -189,6 +190,7 @@ class Kafka:
             await asyncio.wait(self._ending, timeout=self._timeout)
         for task in self._ending:
             task.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
         """Publish; see `Publisher`."""

@@ -119,6 +119,7 @@ class RabbitMQ:
             await asyncio.wait(self._ending, timeout=self._timeout)
         for task in self._ending:
             task.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
         """Publish; see `Publisher`."""

@@ -169,27 +169,24 @@ class BrokerContract(PublisherContract):
         assert firsts(await bench.arrived()) == list("0123456")
 
     async def test_order_is_kept_however_the_network_behaves(self, bench: BrokerBench):
-        batches = [
-            [letter(f"{key}{number:03}", key) for number in range(start, start + 20) for key in "abcd"]
-            for start in range(0, 200, 20)
-        ]
+        acts = (bench.proxy.cut, bench.proxy.stall, bench.proxy.cut, bench.proxy.stall)
 
         async def disturb() -> None:
-            for act in itertools.cycle((bench.proxy.cut, bench.proxy.stall)):
-                await asyncio.sleep(0.15)
+            for act in acts:
+                await asyncio.sleep(0.2)
                 act()
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(bench.timeout * 0.6)
                 bench.proxy.resume()
 
         disturbing = asyncio.create_task(disturb())
-        for batch in batches:
-            await bench.until_delivered(batch)
-        disturbing.cancel()
-        await asyncio.gather(disturbing, return_exceptions=True)
-        bench.proxy.resume()
+        for start in itertools.count(step=5):
+            await bench.until_delivered([letter(f"{key}{start + n:05}", key) for n in range(5) for key in "abcd"])
+            await asyncio.sleep(0.01)
+            if disturbing.done():
+                break
         arrived = await bench.arrived()
         for key in "abcd":
-            assert firsts(found for found in arrived if found[0] == key) == [f"{key}{number:03}" for number in range(200)]
+            assert firsts(found for found in arrived if found[0] == key) == [f"{key}{n:05}" for n in range(start + 5)]
 
     async def test_a_publish_that_is_cancelled_leaves_a_publisher_that_works(self, bench: BrokerBench):
         await bench.publisher.publish([letter("0")])
