@@ -167,8 +167,9 @@ class RabbitMQ:
     async def _round(self, tally: Tally, topic: str, waiting: deque[Lane]) -> BaseException | None:
         """Send the first message of each lane, as many as the window holds; returns why some have no end."""
         lanes, letters = self._write(tally, [waiting.popleft() for _ in range(min(self._window, len(waiting)))])
+        if not letters:
+            return None
         ends: list[End] = [Fate.NOT_SENT] * len(letters)
-        reason: BaseException | None = None
         try:
             await send(await self._outlet(topic), letters, ends)
         except asyncio.CancelledError:
@@ -178,9 +179,7 @@ class RabbitMQ:
             again = [lane for lane, end in zip(lanes, ends, strict=True) if not self._settle(tally, lane, end)]
             waiting.extend(lane for lane, end in zip(lanes, ends, strict=True) if lane and end is Fate.DELIVERED)
             waiting.extendleft(reversed(again))
-        if again:
-            reason = self._drop(topic)
-        return reason
+        return self._drop(topic) if again else None
 
     def _write(self, tally: Tally, lanes: Sequence[Lane]) -> tuple[list[Lane], list[Letter]]:
         """Return the first message of each lane, without the lanes whose first one can never be sent."""
