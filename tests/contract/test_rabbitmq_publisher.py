@@ -98,10 +98,20 @@ class TestRabbitMQPublisher(BrokerContract):
         empty = replace(letter("empty", "e"), payload=b"")
         bench.refused.add("n1")
         unbound = replace(letter("u1", "u"), type="Unbound")
-        batch = [large, *letters("123", "a"), empty, letter("n1", "n"), letter("n2", "n"), unbound, *letters("456", None)]
+        batch = [
+            large,
+            *letters("123", "a"),
+            empty,
+            letter("n1", "n"),
+            letter("n2", "n"),
+            unbound,
+            *letters("456", None),
+        ]
         outcomes = shape(await bench.publish(batch))
         assert outcomes == [*["delivered"] * 5, "failed", "not sent", "unavailable", *["delivered"] * 3]
-        messages = {m.header.properties.message_id: m for m in [await bench.channel.basic_get(bench.topic) for _ in "12345678"]}
+        messages = {
+            m.header.properties.message_id: m for m in [await bench.channel.basic_get(bench.topic) for _ in "12345678"]
+        }
         assert sorted(messages) == sorted(["large", "empty", *"123456"])
         assert messages["large"].body == large.payload
         assert messages["empty"].body == b""
