@@ -33,6 +33,7 @@ NAMES = [
     "NotificationEvent",
     "OutsideHandler",
     "Problem",
+    "PublishError",
     "Publisher",
     "Query",
     "QueryViolation",
