@@ -10,8 +10,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rich.console import Console
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+import cqrs
+from examples.shop.app import make_shop
 from examples.shop.consumer import connect
 from examples.shop.demo.audit import audit
 from examples.shop.demo.conductor import IsTime, Job, WorkerFailed, at_random, conduct, evenly
@@ -35,8 +38,10 @@ def main() -> int:
     try:
         job = plan(options)
         asyncio.run(prepare(job))
-    except (UnreadableFile, Occupied, OSError) as error:
+    except (UnreadableFile, Occupied, cqrs.ConfigurationError, ImportError, OSError) as error:
         parser.error(str(error))
+    except DBAPIError as error:
+        parser.error(f"the database cannot be used: {error.orig}")
     try:
         return asyncio.run(run(job, moments(options, job.lines)))
     except WorkerFailed as error:
@@ -82,6 +87,7 @@ def plan(options: Options) -> Job:
 
 async def prepare(job: Job) -> None:
     """Make the tables, and leave out what the broker may have from earlier runs."""
+    make_shop(job.database, job.broker)  # which knows what can be wrong with URLs
     await create(job.database)
     if job.broker is not None:
         async with connect(job.broker) as consumer:

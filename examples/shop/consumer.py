@@ -1,23 +1,29 @@
-"""Takes the shop's events back from the broker: in their order, each once, acknowledged after its commit.
+"""Takes the shop's events back from the broker: each customer's in order, acknowledged after the commit, and once.
 
 A stand-in until the toolkit consumes by itself. Killed between a commit and its acknowledgement, it is given the event
 again; the inbox knows its id, and nothing happens twice.
 """
 
+from __future__ import annotations
+
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-import cqrs
 from examples.shop.messages import TOPIC, OrderPlaced
 
-QUEUE = f"shop.{TOPIC}"
-"""The queue's name on RabbitMQ, and the consumer group's on Kafka."""
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from contextlib import AbstractAsyncContextManager
+
+    from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
+
+    import cqrs
+
+NAME = f"shop.{TOPIC}"
+"""Of the queue on RabbitMQ, and of the consumer group on Kafka."""
 PARTITIONS = 6
-LOOK = 0.05
-"""Seconds between two questions whether all has been taken."""
 
 
 class Consumer(Protocol):
@@ -29,8 +35,8 @@ class Consumer(Protocol):
         """Take event after event, until it is cancelled."""
         ...
 
-    async def catch_up(self) -> None:
-        """Wait until all that was published up to now has been taken."""
+    async def has_more(self) -> bool:
+        """Whether something was published that has not been taken."""
         ...
 
 
@@ -55,6 +61,9 @@ async def take(shop: cqrs.Mediator, body: bytes, event_id: str) -> None:
     await shop.send(event.model_copy(update={"event_id": event_id}))
 
 
+# Kafka
+
+
 @asynccontextmanager
 async def on_kafka(broker: str) -> AsyncGenerator[Consumer]:
     from aiokafka import AIOKafkaConsumer
@@ -64,8 +73,8 @@ async def on_kafka(broker: str) -> AsyncGenerator[Consumer]:
     async with AIOKafkaConsumer(
         TOPIC,
         bootstrap_servers=servers,
-        group_id=QUEUE,
-        group_instance_id=QUEUE,  # the next worker takes a killed one's place, where it would wait for its time-out
+        group_id=NAME,
+        group_instance_id=NAME,  # the next worker takes the place of a killed one at once, and not after its time-out
         auto_offset_reset="earliest",
         enable_auto_commit=False,
     ) as consumer:
@@ -75,12 +84,15 @@ async def on_kafka(broker: str) -> AsyncGenerator[Consumer]:
 async def create_topic(servers: str) -> None:
     """Create the topic; one that is there already stays as it is."""
     from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+    from aiokafka.errors import KafkaConnectionError
 
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
     try:
         await admin.start()
         brokers = (await admin.describe_cluster())["brokers"]
         await admin.create_topics([NewTopic(TOPIC, PARTITIONS, min(len(brokers), 3))])
+    except KafkaConnectionError:
+        raise ConnectionError(f"Kafka at {servers} is out of reach") from None
     finally:
         await admin.close()
 
@@ -98,11 +110,12 @@ class KafkaConsumer:
             await take(shop, message.value, dict(message.headers)["ce_id"].decode())
             await self._consumer.commit()
 
-    async def catch_up(self) -> None:
+    async def has_more(self) -> bool:
         ends = await self._consumer.end_offsets(self._consumer.assignment())
-        for partition, end in ends.items():
-            while await self._consumer.committed(partition) < end:
-                await asyncio.sleep(LOOK)
+        return any([(await self._consumer.committed(partition) or 0) < end for partition, end in ends.items()])
+
+
+# RabbitMQ
 
 
 @asynccontextmanager
@@ -113,29 +126,37 @@ async def on_rabbitmq(broker: str) -> AsyncGenerator[Consumer]:
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=100)
         exchange = await channel.declare_exchange(TOPIC, "topic", durable=True)
-        arguments = {"x-queue-type": "quorum", "x-single-active-consumer": True}
-        queue = await channel.declare_queue(QUEUE, durable=True, arguments=arguments)
+        queue = await channel.declare_queue(
+            NAME, durable=True, arguments={"x-queue-type": "quorum", "x-single-active-consumer": True}
+        )
         await queue.bind(exchange, "#")
-        yield RabbitConsumer(queue)
+        consumer = RabbitConsumer(queue)
+        connection.close_callbacks.add(consumer.end)
+        yield consumer
 
 
 class RabbitConsumer:
-    def __init__(self, queue: Any) -> None:
+    def __init__(self, queue: AbstractQueue) -> None:
         self._queue = queue
-        self._messages: asyncio.Queue[Any] = asyncio.Queue()
+        self._here: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
 
     async def skip(self) -> None:
         await self._queue.purge()
 
     async def take(self, shop: cqrs.Mediator) -> None:
-        await self._queue.consume(self._messages.put)
-        while True:
-            message = await self._messages.get()
+        await self._queue.consume(self._here.put)
+        while message := await self._here.get():
+            assert message.message_id is not None  # noqa: S101 - the publisher writes it
             await take(shop, message.body, message.message_id)
             await message.ack()
-            self._messages.task_done()
+            self._here.task_done()
+        raise ConnectionError("RabbitMQ has closed the connection")
 
-    async def catch_up(self) -> None:
-        while (await self._queue.channel.declare_queue(QUEUE, passive=True)).declaration_result.message_count:
-            await asyncio.sleep(LOOK)
-        await self._messages.join()
+    async def has_more(self) -> bool:
+        queue = await self._queue.channel.declare_queue(NAME, passive=True)
+        await self._here.join()
+        return bool(queue.declaration_result.message_count)
+
+    def end(self, *_: object) -> None:
+        """Have no more to take: the connection is closed."""
+        self._here.put_nowait(None)

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 PROGRESS = """
     SELECT (SELECT count(*) FROM (SELECT line FROM orders UNION SELECT line FROM refused_lines) AS handled),
            (SELECT count(*) FROM orders), (SELECT count(*) FROM receipts)"""
-REFUSED = "SELECT reason, count(*) FROM refused_lines GROUP BY reason ORDER BY count(*) DESC, reason"
+REFUSED = "SELECT reason, count(*) AS number FROM refused_lines GROUP BY reason ORDER BY count(*) DESC, reason"
 
 LOST = {
     "orders without a receipt": "SELECT count(*) FROM orders WHERE order_id NOT IN (SELECT order_id FROM receipts)",
@@ -76,7 +76,7 @@ async def audit(engine: AsyncEngine, lines: int) -> Audit:
             lines=lines,
             orders=handled.orders,
             receipts=handled.receipts,
-            refused={reason: number for reason, number in refused},
+            refused={row.reason: row.number for row in refused},
             lost=there_are(lost),
             twice=there_are(await counts(connection, TWICE)),
             wrong=there_are(await counts(connection, WRONG)),

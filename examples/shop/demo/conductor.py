@@ -40,8 +40,7 @@ class Job:
 
     @property
     def environment(self) -> dict[str, str]:
-        broker = {} if self.broker is None else {"BROKER_URL": self.broker}
-        return {**os.environ, "DATABASE_URL": self.database, **broker}
+        return {**os.environ, "DATABASE_URL": self.database, "BROKER_URL": self.broker or ""}
 
 
 async def conduct(job: Job, kills: Iterator[IsTime], engine: AsyncEngine, screen: Screen) -> int:
