@@ -81,7 +81,7 @@ class Receipt(Base):
 
 
 class Occupied(Exception):
-    """The database has tables that are none of the shop's."""
+    """The database has tables that no earlier run of the shop has made."""
 
 
 async def create(database: str) -> None:
@@ -103,9 +103,13 @@ async def create(database: str) -> None:
 
 
 def drop_earlier(connection: Connection) -> None:
+    """Drop the tables of an earlier run. Raises `Occupied` when there are others, or none of the shop's among them."""
+    found = set(inspect(connection).get_table_names())
+    ours = Base.metadata.tables.keys()
+    others = sorted(name for name in found - ours if not name.startswith("cqrs_"))
+    if others or (found and not ours <= found):
+        raise Occupied(f"the database is in use ({', '.join(others or sorted(found))}); give the shop one of its own")
     earlier = MetaData()
-    for name in inspect(connection).get_table_names():
-        if name not in Base.metadata.tables and not name.startswith("cqrs_"):
-            raise Occupied(f"the database has a table {name}, which is not the shop's; give it a database of its own")
+    for name in found:
         Table(name, earlier)
     earlier.drop_all(connection)
