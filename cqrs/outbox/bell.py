@@ -135,9 +135,11 @@ async def _driver(engine: AsyncEngine) -> AsyncGenerator[Any]:
 
 
 async def _hear_asyncpg(driver: Any, channel: str, told: Callable[[str], None]) -> None:
+    lost = asyncio.Event()
+    driver.add_termination_listener(lambda _: lost.set())
     await driver.add_listener(channel, lambda _connection, _pid, _channel, payload: told(payload))
-    while True:
-        await asyncio.sleep(ALIVE)
+    while not lost.is_set():
+        await _within(ALIVE, lost.wait())
         await _look_alive(driver)
 
 

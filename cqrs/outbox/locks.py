@@ -38,6 +38,10 @@ class Slots(Protocol):
         """Forget what was learned over a connection that is gone."""
         ...
 
+    async def autocommits(self, connection: AsyncConnection) -> bool:
+        """Whether a statement may stand without a transaction."""
+        ...
+
     async def limit(self, connection: AsyncConnection, lease: float) -> None:
         """Let the server end the transaction when its client has been silent for a lease."""
         ...
@@ -82,11 +86,15 @@ class LockedLane:
             await connection.close()
 
     async def probe(self, view: View, floors: Mapping[int, int]) -> Probe:
-        """Say whether there is anything to do, in one statement without a transaction."""
+        """Say whether there is anything to do, in one statement, without a transaction where that can be."""
         async with self._in_time() as connection:
-            if not connection.in_transaction():
+            if connection.in_transaction():
+                return await self._store.probe(connection, view, floors)
+            if await self._slots.autocommits(connection):
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
-            return await self._store.probe(connection, view, floors)
+                return await self._store.probe(connection, view, floors)
+            async with connection.begin():
+                return await self._store.probe(connection, view, floors)
 
     async def claim(self, view: View, limit: int) -> LockedRows | Nothing:
         """Lock some slots that have work, and return their first rows."""

@@ -101,6 +101,10 @@ class SlotRows:
         """Forget that the session is limited: it is gone."""
         self._limited = None
 
+    async def autocommits(self, connection: AsyncConnection) -> bool:
+        """Allow it."""
+        return True
+
     async def limit(self, connection: AsyncConnection, lease: float) -> None:
         """Let the server end the session when its client has been silent for a lease; the lane's session is its own."""
         if self._limited is not connection:

@@ -110,6 +110,13 @@ class AdvisorySlots:
         """Forget the floors: another connection may lead to another server."""
         self._floors.clear()
 
+    async def autocommits(self, connection: AsyncConnection) -> bool:
+        """Refuse it where asyncpg keeps no statements, as behind a pooler: it would prepare on one session of the server
+        and execute on another.
+        """
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        return getattr(getattr(driver, "_config", None), "statement_cache_size", 1) > 0
+
     async def limit(self, connection: AsyncConnection, lease: float) -> None:
         """Let the server end the transaction when its client has been silent for a lease."""
         await connection.execute(text(f"SELECT {LIMIT}"), {"silence": _milliseconds(lease)})

@@ -148,9 +148,9 @@ class Storage:
             for publisher in self._publishers:
                 await publisher.open()
                 stack.push_async_callback(publisher.close)
+            stack.push_async_callback(self.relay.stop)
             if self._relays:
                 self.relay.start()
-                stack.push_async_callback(self.relay.stop)
             heard = self.relay.wake if self._relays else None
             bell = self.store.dialect.bell(self.store, heard, self._listen_url)
             if bell is not None:

@@ -53,7 +53,8 @@ class RabbitBench(BrokerBench):
 @pytest.fixture
 async def bench() -> AsyncIterator[RabbitBench]:
     url = URL(url_of("RABBITMQ_URL"))
-    async with Proxy(str(url.host), url.port or 5672) as proxy, aiormq.connect(url) as connection:
+    async with Proxy(str(url.host), url.port or 5672) as proxy:
+        connection = await aiormq.connect(url)
         bench = RabbitBench(RabbitMQ(str(url.with_port(proxy.port)), timeout=TIMEOUT), proxy)
         bench.url = url
         bench.channel = await connection.channel()
@@ -63,6 +64,7 @@ async def bench() -> AsyncIterator[RabbitBench]:
         proxy.resume()
         await bench.close()
         await bench.remove()
+        await connection.close()
 
 
 class TestRabbitMQPublisher(BrokerContract):
@@ -96,10 +98,20 @@ class TestRabbitMQPublisher(BrokerContract):
         empty = replace(letter("empty", "e"), payload=b"")
         bench.refused.add("n1")
         unbound = replace(letter("u1", "u"), type="Unbound")
-        batch = [large, *letters("123", "a"), empty, letter("n1", "n"), letter("n2", "n"), unbound, *letters("456", None)]
+        batch = [
+            large,
+            *letters("123", "a"),
+            empty,
+            letter("n1", "n"),
+            letter("n2", "n"),
+            unbound,
+            *letters("456", None),
+        ]
         outcomes = shape(await bench.publish(batch))
         assert outcomes == [*["delivered"] * 5, "failed", "not sent", "unavailable", *["delivered"] * 3]
-        messages = {m.header.properties.message_id: m for m in [await bench.channel.basic_get(bench.topic) for _ in "12345678"]}
+        messages = {
+            m.header.properties.message_id: m for m in [await bench.channel.basic_get(bench.topic) for _ in "12345678"]
+        }
         assert sorted(messages) == sorted(["large", "empty", *"123456"])
         assert messages["large"].body == large.payload
         assert messages["empty"].body == b""
