@@ -1,4 +1,4 @@
-"""Circuits: topics, or whole destinations, that are out of reach are left alone for a while, then tried with one row."""
+"""Topics, or whole destinations, that are out of reach: left alone for a while, then tried with one row."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """How relays share a database server: a lane's one open transaction holds the locks of its slots until it settles.
 
-Whatever kills the lane rolls the transaction back and frees the slots: nothing is lost, at most one batch is sent again.
+Whatever kills the lane rolls the transaction back and frees the slots: nothing is lost, and at most one batch is sent
+again.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ class LockedLane:
             if connection.in_transaction():
                 return await self._store.probe(connection, view, floors)
             if await self._slots.autocommits(connection):
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
-                return await self._store.probe(connection, view, floors)
+                plain = await connection.execution_options(isolation_level="AUTOCOMMIT")
+                return await self._store.probe(plain, view, floors)
             async with connection.begin():
                 return await self._store.probe(connection, view, floors)
 

@@ -52,7 +52,7 @@ class MySQL:
         """Return the time so many seconds from now, in UTC: the columns have no zone."""
         return func.timestampadd(literal_column("MICROSECOND"), round(seconds * 1e6), func.utc_timestamp(6))
 
-    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[float]:
+    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the seconds from the database's time to a stored moment."""
         return func.timestampdiff(literal_column("MICROSECOND"), func.utc_timestamp(6), moment) / 1e6
 
@@ -71,7 +71,7 @@ class MySQL:
         """Let transactions that write one of these keys come one after the other, by rows below the slots'."""
         await self.hold(connection, store, sorted({-1 - crc32(key.encode()) % KEY_ROWS for key in keys}))
 
-    def lane(self, store: Store, owner: str, lease: float) -> LockedLane:
+    def lane(self, store: Store, owner: str, lease: float) -> LockedLane:  # noqa: ARG002 - the port's
         """Return a way to the database for a relay; its locks know it by its connection, not by its name."""
         return LockedLane(store, SlotRows(store), store.short, lease)
 
@@ -101,14 +101,16 @@ class SlotRows:
         """Forget that the session is limited: it is gone."""
         self._limited = None
 
-    async def autocommits(self, connection: AsyncConnection) -> bool:
+    async def autocommits(self, connection: AsyncConnection) -> bool:  # noqa: ARG002 - the port's
         """Allow it."""
         return True
 
     async def limit(self, connection: AsyncConnection, lease: float) -> None:
         """Let the server end the session when its client has been silent for a lease; the lane's session is its own."""
         if self._limited is not connection:
-            variable = "idle_transaction_timeout" if connection.dialect.is_mariadb else "wait_timeout"
+            variable = (
+                "idle_transaction_timeout" if getattr(connection.dialect, "is_mariadb", False) else "wait_timeout"
+            )
             await connection.execute(text(f"SET SESSION {variable} = {max(1, round(lease))}"))
             self._limited = connection
 
@@ -164,7 +166,7 @@ class SlotRows:
         """
         ids = by_slot(rows)
         which = " OR ".join(f"(o.slot = {slot} AND o.id IN ({','.join(map(str, ids[slot]))}))" for slot in ids)
-        await fetch(connection, f"DELETE o FROM {self._names['outbox']} o FORCE INDEX (PRIMARY) WHERE {which}", [])  # noqa: S608 - numbers
+        await fetch(connection, f"DELETE o FROM {self._names['outbox']} o FORCE INDEX (PRIMARY) WHERE {which}", [])
 
 
 _READ = """
@@ -179,7 +181,7 @@ FROM {outbox} o WHERE o.slot = :slot AND {shown} ORDER BY o.id LIMIT {each})
 
 
 async def fetch(connection: AsyncConnection, statement: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:
-    """Run a statement by the driver itself, within SQLAlchemy's transaction; its own way costs as much as the database."""
+    """Run a statement by the driver itself, within SQLAlchemy's transaction: its own way costs too much."""
     driver: Any = (await connection.get_raw_connection()).driver_connection
     async with driver.cursor() as cursor:
         await cursor.execute(statement, values)
@@ -192,7 +194,10 @@ def _shown(view: View) -> tuple[str, list[str]]:
     if view.topic is not None:
         conditions, values = f"{conditions} AND o.topic = %s", [*values, view.topic]
     for destination, topic in sorted(view.without):
-        conditions, values = f"{conditions} AND NOT (o.destination = %s AND o.topic = %s)", [*values, destination, topic]
+        conditions, values = (
+            f"{conditions} AND NOT (o.destination = %s AND o.topic = %s)",
+            [*values, destination, topic],
+        )
     return conditions, values
 
 

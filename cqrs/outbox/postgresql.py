@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 VIEWS = 4
 """Of how many views the floors are kept."""
-LIMIT = "set_config('idle_in_transaction_session_timeout', :silence, true), set_config('synchronous_commit', 'off', true)"
+LIMIT = (
+    "set_config('idle_in_transaction_session_timeout', :silence, true), set_config('synchronous_commit', 'off', true)"
+)
 """Both for the transaction alone: a session's settings would reach other clients behind a pooling PgBouncer.
 
 A settled batch that is lost with the server's memory comes once more, which is a duplicate.
@@ -57,7 +59,7 @@ class PostgreSQL:
         """Return the time so many seconds from now; `now()` would be when the transaction began."""
         return func.statement_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, cast(seconds, Float))
 
-    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[float]:
+    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the seconds from the database's time to a stored moment."""
         return extract("epoch", moment - func.statement_timestamp())
 
@@ -77,7 +79,7 @@ class PostgreSQL:
         statement = text("SELECT pg_advisory_xact_lock(h) FROM unnest(CAST(:hashes AS bigint[])) h")
         await connection.execute(statement, {"hashes": hashes})
 
-    def lane(self, store: Store, owner: str, lease: float) -> LockedLane:
+    def lane(self, store: Store, owner: str, lease: float) -> LockedLane:  # noqa: ARG002 - the port's
         """Return a way to the database for a relay; its locks know it by its connection, not by its name."""
         return LockedLane(store, AdvisorySlots(store), store.short, lease)
 
@@ -111,8 +113,9 @@ class AdvisorySlots:
         self._floors.clear()
 
     async def autocommits(self, connection: AsyncConnection) -> bool:
-        """Refuse it where asyncpg keeps no statements, as behind a pooler: it would prepare on one session of the server
-        and execute on another.
+        """Refuse it where asyncpg keeps no statements, as behind a pooler.
+
+        It would prepare the statement in one of the server's sessions and execute it in another.
         """
         driver: Any = (await connection.get_raw_connection()).driver_connection
         return getattr(getattr(driver, "_config", None), "statement_cache_size", 1) > 0
@@ -128,7 +131,7 @@ class AdvisorySlots:
         """
         floor = self._floor_of(view)
         slots = list(range(self._store.slots))
-        start = random.randrange(len(slots))
+        start = random.randrange(len(slots))  # noqa: S311 - nothing secret
         slots = slots[start:] + slots[:start]
         values = {
             "silence": _milliseconds(lease),
@@ -136,7 +139,9 @@ class AdvisorySlots:
             "slots": slots,
             "floors": [floor.slots.get(slot, 0) for slot in slots],
             "destinations": list(view.destinations),
-            **dict(zip(("topic",) if view.topic is not None else ("gone", "gone_topics"), _view_values(view))),
+            **dict(
+                zip(("topic",) if view.topic is not None else ("gone", "gone_topics"), _view_values(view), strict=False)
+            ),
         }
         statement = text(self._names.fill(_LOCK, view))
         _, _, last, working, locked = (await connection.execute(statement, values)).one()
@@ -201,6 +206,7 @@ class _Names:
         self._names = {
             "outbox": preparer.format_table(outbox),
             "parked": preparer.format_table(store.tables.parked),
+            "limit": LIMIT,
             "sequence": schema + preparer.quote(f"{outbox.name}_id_seq"),
         }
         self._filled: dict[tuple[str, bool, bool], str] = {}
@@ -224,13 +230,13 @@ _WITHOUT = (
 )
 """Conditions of a view, for statements with named and with numbered parameters."""
 
-_LOCK = f"""
+_LOCK = """
 WITH work AS MATERIALIZED (
     SELECT s.slot
     FROM unnest(CAST(:slots AS smallint[]), CAST(:floors AS bigint[])) WITH ORDINALITY AS s(slot, floor, place)
     WHERE EXISTS (
-        SELECT 1 FROM {{outbox}} o
-        WHERE o.slot = s.slot AND o.id > s.floor AND o.destination = ANY(CAST(:destinations AS text[])) {{shown}})
+        SELECT 1 FROM {outbox} o
+        WHERE o.slot = s.slot AND o.id > s.floor AND o.destination = ANY(CAST(:destinations AS text[])) {shown})
     ORDER BY s.place
 ), free AS MATERIALIZED (
     SELECT slot FROM work WHERE slot NOT IN (
@@ -238,8 +244,8 @@ WITH work AS MATERIALIZED (
         WHERE locktype = 'advisory' AND classid::bigint = :class AND objsubid = 2
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 )
-SELECT {LIMIT},
-    (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {{sequence}}),
+SELECT {limit},
+    (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {sequence}),
     (SELECT count(*) FROM work),
     ARRAY(
         SELECT slot FROM free WHERE pg_try_advisory_xact_lock(CAST(:class AS integer), slot)
@@ -311,4 +317,3 @@ def _view_values(view: View) -> list[Any]:
         return [view.topic]
     gone = sorted(view.without)
     return [[destination for destination, _ in gone], [topic for _, topic in gone]] if gone else []
-

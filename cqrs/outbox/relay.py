@@ -84,7 +84,10 @@ class Relay:
         self._outbox = [store.lane(f"{self.owner}/{number}", pace.lease) for number in range(pace.lanes)]
         self._parked, self._trials, self._probes = (store.lane(f"{self.owner}/{name}", pace.lease) for name in "pto")
         self._work: dict[str, Callable[[], Awaitable[bool]]] = {
-            **{f"outbox {number}".removesuffix(" 1"): _bound(self.relay_outbox, lane) for number, lane in enumerate(self._outbox, 1)},
+            **{
+                f"outbox {number}".removesuffix(" 1"): _bound(self.relay_outbox, lane)
+                for number, lane in enumerate(self._outbox, 1)
+            },
             "parked": self.relay_due,
             "trials": self._try_circuits,
             "look": self._look,
@@ -132,7 +135,7 @@ class Relay:
         view = self._circuits.view(self._destinations)
         claim = await (lane or self._outbox[0]).claim(view, self._pace.batch) if view.destinations else Nothing.IDLE
         if claim is Nothing.BUSY:
-            await asyncio.sleep(BUSY_PAUSE * (0.5 + random.random()))
+            await asyncio.sleep(BUSY_PAUSE * (0.5 + random.random()))  # noqa: S311 - nothing secret
             return True
         if isinstance(claim, Nothing):
             return False

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from sqlalchemy import text, update
@@ -82,9 +81,7 @@ async def keep(store: Store, owner: str = "one") -> None:
     await relays(store).claims[owner].keep()
 
 
-async def due(
-    store: Store, owner: str = "retries", *, destination: str = "handler", limit: int = 100
-) -> list[Claimed]:
+async def due(store: Store, owner: str = "retries", *, destination: str = "handler", limit: int = 100) -> list[Claimed]:
     """Claim retries that are due; what this owner claimed before is handed back."""
     await give_back(store, owner)
     found = await relays(store).lane(owner).retry(view(destination), limit)
@@ -100,7 +97,9 @@ async def give_back(store: Store, owner: str) -> None:
         await held.settle([], [], held.rows)
 
 
-async def end_retries(store: Store, done: Sequence[Claimed] = (), failed: Sequence[Verdict] = (), returned: Sequence[Claimed] = ()) -> None:
+async def end_retries(
+    store: Store, done: Sequence[Claimed] = (), failed: Sequence[Verdict] = (), returned: Sequence[Claimed] = ()
+) -> None:
     await relays(store).claims.pop("retries").settle(done, failed, returned)
 
 

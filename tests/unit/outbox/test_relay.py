@@ -85,9 +85,7 @@ class FakeStore:
     async def settle(self, done: Sequence[Claimed], failed: Sequence[Verdict], _: Sequence[Claimed]) -> None:
         self.settled.append(([row.id for row in done], list(failed)))
 
-    async def settle_due(
-        self, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]
-    ) -> None:
+    async def settle_due(self, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]) -> None:
         self.settled_due.append(([row.id for row in done], list(failed), [row.id for row in returned]))
 
 
