@@ -187,33 +187,40 @@ class Relay:
 
     async def _publish(self, rows: Sequence[Claimed], faults: list[BaseException]) -> list[Outcome]:
         """Publish side by side what goes to different publishers; what one raises, against its word, is a fault."""
-        outcomes: dict[int, Outcome] = {row.id: Failed(row.fault, final=True) for row in rows if row.fault is not None}
         groups = self._groups(rows)
         published = await asyncio.gather(
-            *(self._hand_over(publisher, [envelope for _, envelope in numbered]) for publisher, numbered in groups),
+            *(self._hand_over(publisher, envelopes) for publisher, _, envelopes in groups),
             return_exceptions=True,
         )
-        for (_, numbered), results in zip(groups, published, strict=True):
+        outcomes: list[Outcome] = [Failed(row.fault, final=True) if row.fault else Fate.NOT_SENT for row in rows]
+        for (_, places, envelopes), results in zip(groups, published, strict=True):
             if isinstance(results, BaseException):
                 faults.append(results)
                 continue
-            self._circuits.learn((envelope for _, envelope in numbered), results)
-            outcomes.update(zip((number for number, _ in numbered), results, strict=True))
+            self._circuits.learn(envelopes, results)
+            for place, outcome in zip(places, results, strict=True):
+                outcomes[place] = outcome
         if self._circuits.pause is not None:
             self._awake["trials"].set()
-        return [outcomes.get(row.id, Fate.NOT_SENT) for row in rows]
+        return outcomes
 
-    def _groups(self, rows: Sequence[Claimed]) -> list[tuple[Publisher, list[tuple[int, Envelope]]]]:
-        """Return what goes to each publisher; what stands behind an unreadable row of its key stays back."""
-        by_publisher: dict[int, tuple[Publisher, list[tuple[int, Envelope]]]] = {}
+    def _groups(self, rows: Sequence[Claimed]) -> list[tuple[Publisher, list[int], list[Envelope]]]:
+        """Return what goes to each publisher, and where it stands among the rows.
+
+        What stands behind an unreadable row of its key stays back.
+        """
+        groups: dict[int, tuple[Publisher, list[int], list[Envelope]]] = {}
         held: set[tuple[str, str, str | None]] = set()
-        for row in rows:
-            if row.fault is not None and row.lane[-1] is not None:
-                held.add(row.lane)
-            if row.envelope is not None and row.lane not in held:
-                publisher = self._publishers[row.envelope.destination]
-                by_publisher.setdefault(id(publisher), (publisher, []))[1].append((row.id, row.envelope))
-        return list(by_publisher.values())
+        for place, row in enumerate(rows):
+            if row.envelope is None:
+                if row.lane[-1] is not None:
+                    held.add(row.lane)
+            elif not held or row.lane not in held:
+                publisher = self._publishers[row.lane[0]]
+                _, places, envelopes = groups.setdefault(id(publisher), (publisher, [], []))
+                places.append(place)
+                envelopes.append(row.envelope)
+        return list(groups.values())
 
     async def _hand_over(self, publisher: Publisher, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
         """Publish; a broker's publisher that does not answer within the lease is given up."""
@@ -224,6 +231,8 @@ class Relay:
     def _sort(
         self, rows: Sequence[Claimed], outcomes: Sequence[Outcome]
     ) -> tuple[list[Claimed], list[Verdict], list[Claimed]]:
+        if outcomes.count(Fate.DELIVERED) == len(rows):
+            return list(rows), [], []
         done: list[Claimed] = []
         failed: list[Verdict] = []
         returned: list[Claimed] = []

@@ -28,7 +28,7 @@ class KafkaBench(BrokerBench):
     server: str
 
     def refusable(self, envelope: Envelope) -> Envelope:
-        return replace(envelope, payload=b"x" * LIMIT)
+        return envelope._replace(payload=b"x" * LIMIT)
 
     async def create(self, *, partitions: int = PARTITIONS) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.server)

@@ -25,7 +25,7 @@ class RabbitBench(BrokerBench):
     url: URL
 
     def refusable(self, envelope: Envelope) -> Envelope:
-        return replace(envelope, type="Refused")
+        return envelope._replace(type="Refused")
 
     async def bind(self) -> None:
         """Bind a queue for what is taken, and one that is full for what is refused."""
