@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class Relay:
         self._pace = pace
         self._stopping = False
         self._circuits = Circuits(skipping)
+        self._faults = Faults()
         self._outbox = [store.lane(f"{self.owner}/{number}", pace.lease) for number in range(pace.lanes)]
         self._parked, self._trials, self._probes = (store.lane(f"{self.owner}/{name}", pace.lease) for name in "pto")
         self._work: dict[str, Callable[[], Awaitable[bool]]] = {
@@ -288,16 +290,16 @@ class Relay:
 
     async def _lane(self, name: str, work: Callable[[], Awaitable[bool]]) -> None:
         """Work while there is work, then wait to be woken; survive every fault of the database."""
-        awake, faults = self._awake[name], 0
+        awake = self._awake[name]
         while not self._stopping:
             awake.clear()
             try:
                 worked = await work()
-                faults = _told_recovery(name, faults)
+                self._faults.end(name)
                 if not worked and not self._stopping:
                     await awake.wait()
             except Exception as error:  # noqa: BLE001 - a lane must not die
-                faults = _told_fault(name, faults, error)
+                faults = self._faults.add(name, error)
                 await _wait(awake, min(5.0, 0.1 * 2 ** min(faults, 6)))
 
     async def _look(self) -> bool:
@@ -325,16 +327,36 @@ async def _wait(event: asyncio.Event, seconds: float) -> bool:
     return event.is_set()
 
 
-def _told_fault(name: str, faults: int, error: Exception) -> int:
-    if faults == 0:
-        log.error("The relay's lane '%s' has a fault and goes on trying: %s", name, error)
-    return faults + 1
+class Faults:
+    """What is wrong with which lane: one line when something begins to be, and one when nothing is any more."""
 
+    def __init__(self) -> None:
+        self._current: dict[str, Exception] = {}
+        self._told: set[str] = set()
+        self._counts: Counter[str] = Counter()
 
-def _told_recovery(name: str, faults: int) -> int:
-    if faults:
-        log.warning("The relay's lane '%s' works again after %d faults.", name, faults)
-    return 0
+    def add(self, lane: str, error: Exception) -> int:
+        """Note a fault; returns how many this lane has had in a row."""
+        self._current[lane] = error
+        self._counts[lane] += 1
+        if not self._told:
+            self._tell(lane)
+        return self._counts[lane]
+
+    def end(self, lane: str) -> None:
+        """Note that a lane works; others may not yet."""
+        if self._current.pop(lane, None) is None:
+            return
+        self._told.discard(lane)
+        if not self._current:
+            log.warning("The relay works again after %d faults.", self._counts.total())
+            self._counts.clear()
+        elif not self._told:
+            self._tell(next(iter(self._current)))
+
+    def _tell(self, lane: str) -> None:
+        log.error("The relay's lane '%s' has a fault and goes on trying: %s", lane, self._current[lane])
+        self._told.add(lane)
 
 
 def describe(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:
