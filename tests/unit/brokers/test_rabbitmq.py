@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -92,11 +92,11 @@ class Broker:
 
 
 @pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     found = Broker()
     monkeypatch.setattr("aiormq.connect", found.connect)
     monkeypatch.setattr(rabbitmq, "send", found.publish)
-    yield found
+    return found
 
 
 async def publish(envelopes: list[cqrs.Envelope], **options: Any) -> list[Any]:
@@ -183,7 +183,8 @@ async def test_a_channel_that_is_closed_again_and_again_makes_the_topic_unavaila
     assert isinstance(outcome, Unavailable)
     assert not outcome.everything
     assert str(outcome.error) == (
-        "Exchange 'orders' takes nothing: NOT_FOUND. Declare a durable topic exchange of that name, or leave out declare=False."
+        "Exchange 'orders' takes nothing: NOT_FOUND. "
+        "Declare a durable topic exchange of that name, or leave out declare=False."
     )
     assert behind is Fate.NOT_SENT
     assert len(broker.rounds) == rabbitmq.FAULTS + 1
@@ -266,12 +267,17 @@ async def test_a_topic_of_which_some_is_not_confirmed_is_unavailable(broker: Bro
 
 
 async def test_a_channel_with_messages_whose_end_is_unknown_is_closed(broker: Broker):
-    broker.send = lambda channel, sent, ends: asyncio.Event().wait()
+    begun = asyncio.Event()
+
+    def hang(channel: FakeChannel, sent: list[Letter], ends: list[End]) -> Any:
+        begun.set()
+        return asyncio.Event().wait()
+
+    broker.send = hang
     publisher = RabbitMQ("amqp://one/", timeout=5)
     await publisher.open()
     publishing = asyncio.create_task(publisher.publish([letter("1")]))
-    while not broker.rounds:
-        await asyncio.sleep(0)
+    await begun.wait()
     publishing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await publishing

@@ -9,9 +9,11 @@ import pytest
 import cqrs
 from cqrs.brokers.kafka import Kafka
 from cqrs.brokers.rabbitmq import RabbitMQ
-from cqrs.brokers.urls import connect, from_object
+from cqrs.brokers.urls import TLS, connect, from_object
 
 EXAMPLES = 'broker="kafka://localhost:9092" or broker="amqp://guest:guest@localhost/"'
+SCHEMES = f"Use one of kafka://, kafka+ssl://, amqp://, amqps://: {EXAMPLES}."
+WRITE = f"Write {EXAMPLES}."
 
 
 def made(url: str) -> Any:
@@ -94,29 +96,61 @@ def test_an_amqp_url_has_parameters():
 
 
 @pytest.mark.parametrize(
-    ("url", "problem"),
+    ("url", "what", "cure"),
     [
-        ("localhost:9092", f"The broker is no URL, and its scheme is none that a broker has. Use one of kafka://, kafka+ssl://, amqp://, amqps://: {EXAMPLES}."),
-        ("redis://localhost", f"The scheme 'redis' is none that a broker has. Use one of kafka://, kafka+ssl://, amqp://, amqps://: {EXAMPLES}."),
-        ("kafka://", f"There is no host, or a port that is no number, in the broker's URL, kafka://. Write {EXAMPLES}."),
-        ("kafka://one:port", f"There is no host, or a port that is no number, in the broker's URL, kafka://. Write {EXAMPLES}."),
-        ("kafka://one,,two", f"There is no host, or a port that is no number, in the broker's URL, kafka://. Write {EXAMPLES}."),
-        ("kafka://one/orders", "A Kafka URL has a path. Leave it out: topics are named by @cqrs.integration_event."),
-        ("kafka://one?acks=1&linger_ms=5", "The broker's URL, kafka://, has unknown parameters: acks, linger_ms. It may have client_id, compression, max_message_bytes, sasl_mechanism, ssl_cafile, ssl_certfile, ssl_keyfile."),
-        ("kafka://one?compression=rar", "compression= of the broker's URL is unknown. Use gzip, snappy, lz4 or zstd."),
-        ("kafka://one?max_message_bytes=1MB", "max_message_bytes= of the broker's URL is no number above 0. Write max_message_bytes=100000."),
-        ("kafka://one?sasl_mechanism=PLAIN", "sasl_mechanism= of the broker's URL has no user. Write kafka://user:password@host."),
-        ("kafka://one?ssl_cafile=ca.pem", "ssl_cafile of the broker's URL mean nothing without TLS. Write kafka+ssl:// instead of kafka://."),
-        ("kafka+ssl://one?ssl_keyfile=key.pem", "ssl_keyfile= of the broker's URL has no ssl_certfile=. Give both."),
-        ("kafka+ssl://one?ssl_cafile=/no/ca.pem", "ssl_cafile of the broker's URL cannot be loaded: [Errno 2] No such file or directory. Give paths of PEM files that this process may read."),
-        ("amqp://one,two", "An AMQP URL has several hosts. Name one: a cluster's load balancer, or a name with several addresses."),
-        ("amqp://one/my/host", "The virtual host of the broker's URL has a /. Percent-encode it as %2F."),
-        ("amqp://one?declare=no", "declare= of the broker's URL is neither true nor false. Write declare=false."),
-        ("amqp://one?ssl_cafile=ca.pem", "ssl_cafile of the broker's URL mean nothing without TLS. Write amqps:// instead of amqp://."),
+        ("localhost:9092", "The broker is no URL, and its scheme is none that a broker has", SCHEMES),
+        ("redis://localhost", "The scheme 'redis' is none that a broker has", SCHEMES),
+        ("kafka://", "There is no host, or a port that is no number, in the broker's URL, kafka://", WRITE),
+        ("kafka://one:port", "There is no host, or a port that is no number, in the broker's URL, kafka://", WRITE),
+        ("kafka://one,,two", "There is no host, or a port that is no number, in the broker's URL, kafka://", WRITE),
+        ("kafka://one/orders", "A Kafka URL has a path", "Leave it out: topics are named by @cqrs.integration_event."),
+        (
+            "kafka://one?acks=1&linger_ms=5",
+            "The broker's URL, kafka://, has unknown parameters: acks, linger_ms",
+            f"It may have client_id, compression, max_message_bytes, sasl_mechanism, {', '.join(TLS)}.",
+        ),
+        (
+            "kafka://one?compression=rar",
+            "compression= of the broker's URL is unknown",
+            "Use gzip, snappy, lz4 or zstd.",
+        ),
+        (
+            "kafka://one?max_message_bytes=1MB",
+            "max_message_bytes= of the broker's URL is no number above 0",
+            "Write max_message_bytes=100000.",
+        ),
+        (
+            "kafka://one?sasl_mechanism=PLAIN",
+            "sasl_mechanism= of the broker's URL has no user",
+            "Write kafka://user:password@host.",
+        ),
+        (
+            "kafka://one?ssl_cafile=ca.pem",
+            "ssl_cafile of the broker's URL mean nothing without TLS",
+            "Write kafka+ssl:// instead of kafka://.",
+        ),
+        ("kafka+ssl://one?ssl_keyfile=key.pem", "ssl_keyfile= of the broker's URL has no ssl_certfile=", "Give both."),
+        (
+            "kafka+ssl://one?ssl_cafile=/no/ca.pem",
+            "ssl_cafile of the broker's URL cannot be loaded: [Errno 2] No such file or directory",
+            "Give paths of PEM files that this process may read.",
+        ),
+        (
+            "amqp://one,two",
+            "An AMQP URL has several hosts",
+            "Name one: a cluster's load balancer, or a name with several addresses.",
+        ),
+        ("amqp://one/my/host", "The virtual host of the broker's URL has a /", "Percent-encode it as %2F."),
+        ("amqp://one?declare=no", "declare= of the broker's URL is neither true nor false", "Write declare=false."),
+        (
+            "amqp://one?ssl_cafile=ca.pem",
+            "ssl_cafile of the broker's URL mean nothing without TLS",
+            "Write amqps:// instead of amqp://.",
+        ),
     ],
-)  # fmt: skip
-def test_a_url_that_cannot_be_used_is_refused_with_its_cure(url: str, problem: str):
-    assert refused(url) == [problem]
+)
+def test_a_url_that_cannot_be_used_is_refused_with_its_cure(url: str, what: str, cure: str):
+    assert refused(url) == [f"{what}. {cure}"]
 
 
 def test_all_problems_of_a_url_are_told_together():
@@ -167,7 +201,8 @@ connect("{url}", problems, slots=16)
 print(*problems)
 """
     assert python(source) == (
-        f"The broker's URL needs the package {package}, which is not installed. Run: pip install 'cqrs-toolkit[{extra}]'"
+        f"The broker's URL needs the package {package}, which is not installed. "
+        f"Run: pip install 'cqrs-toolkit[{extra}]'"
     )
 
 
@@ -187,7 +222,9 @@ except ModuleNotFoundError as error:
 
 def python(source: str) -> str:
     root = Path(cqrs.__file__).parents[1]
-    return subprocess.run([sys.executable, "-c", source], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", source], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 class Printing:
@@ -207,6 +244,5 @@ def test_a_publisher_is_taken_as_it_is():
 def test_what_is_no_publisher_is_refused():
     problems: list[cqrs.Problem] = []
     assert from_object(object(), problems, slots=16) is None
-    assert [str(problem) for problem in problems] == [
-        f"The broker object has no open, close, publish. Pass a URL ({EXAMPLES}), a FastStream broker, a cqrs.Publisher, or None."
-    ]
+    cure = f"Pass a URL ({EXAMPLES}), a FastStream broker, a cqrs.Publisher, or None."
+    assert [str(problem) for problem in problems] == [f"The broker object has no open, close, publish. {cure}"]
