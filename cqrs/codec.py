@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -15,7 +15,7 @@ from pydantic_core import PydanticSerializationError
 from cqrs.errors import DecodingError, EncodingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from cqrs.context import Trace
 
@@ -42,6 +42,8 @@ class Envelope:
     headers: Mapping[str, str]
     payload: bytes
     attempt: int = 1
+    parked: bool = False
+    """Whether its key is parked: no other row waits for this delivery to end."""
 
     @property
     def lane(self) -> tuple[str, str, str]:
@@ -159,6 +161,28 @@ class Codec:
 def headers_text(headers: Mapping[str, str]) -> str:
     """Return headers as the outbox saves them."""
     return json.dumps(headers, separators=(",", ":"), ensure_ascii=False)
+
+
+def headers_of_all(texts: Sequence[str]) -> list[dict[str, str] | DecodingError]:
+    """Read the saved headers of many rows; for one that somebody edited into nonsense, the reason."""
+    found: list[dict[str, str] | DecodingError] = []
+    try:
+        found += _many_headers().validate_json(f"[{','.join(texts)}]")
+    except ValueError:
+        return [_headers_or_reason(text) for text in texts]
+    return found if len(found) == len(texts) else [_headers_or_reason(text) for text in texts]
+
+
+@cache
+def _many_headers() -> pydantic.TypeAdapter[list[dict[str, str]]]:
+    return pydantic.TypeAdapter(list[dict[str, str]])
+
+
+def _headers_or_reason(text: str) -> dict[str, str] | DecodingError:
+    try:
+        return headers_of(text)
+    except DecodingError as fault:
+        return fault
 
 
 def headers_of(text: str) -> dict[str, str]:

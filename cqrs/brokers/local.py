@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from cqrs.codec import Envelope
 from cqrs.context import Trace
 from cqrs.errors import DecodingError
-from cqrs.outbox.relay import Failed, Fate, Outcome
+from cqrs.outbox.publisher import Failed, Fate, Outcome
 
 if TYPE_CHECKING:
     from cqrs.mediator import Mediator
@@ -24,7 +26,11 @@ Taken = Callable[[Sequence[Envelope]], Awaitable[set[tuple[str, str]]]]
 
 
 class Local:
-    """Calls handlers: lanes side by side, in order within a lane, each handler in a transaction with its inbox row."""
+    """Calls handlers: lanes side by side, in order within a lane, each handler in a transaction with its inbox row.
+
+    `patience` is for how many seconds rows of the outbox may be worked on, where they are held by locks: then what has
+    not begun is not sent, and a first attempt that is still at work is overdue. A retry has its handler's own timeout.
+    """
 
     def __init__(
         self,
@@ -34,12 +40,14 @@ class Local:
         taken: Taken,
         stopping: Callable[[], bool],
         lanes: int = 16,
+        patience: float | None = None,
     ) -> None:
         self._app = app
         self._deliveries = deliveries
         self._taken = taken
         self._stopping = stopping
         self._lanes = lanes
+        self._patience = patience
 
     async def open(self) -> None:
         """Need nothing: handlers are in this process."""
@@ -59,11 +67,14 @@ class Local:
                 lanes.setdefault(envelope.lane, []).append(index)
         waiting = deque(lanes.values())
 
+        parked = any(envelope.parked for envelope in envelopes)
+        end = inf if self._patience is None or parked else monotonic() + self._patience
+
         async def work() -> None:
-            while waiting and not self._stopping():
+            while waiting and not self._stopping() and monotonic() < end:
                 for index in waiting.popleft():
-                    outcomes[index] = await self._deliver(envelopes[index])
-                    if isinstance(outcomes[index], Failed) or self._stopping():
+                    outcomes[index] = await self._deliver(envelopes[index], end)
+                    if outcomes[index] is not Fate.DELIVERED or self._stopping() or monotonic() >= end:
                         break
 
         async with asyncio.TaskGroup() as tasks:
@@ -71,14 +82,17 @@ class Local:
                 tasks.create_task(work())
         return outcomes
 
-    async def _deliver(self, envelope: Envelope) -> Outcome:
+    async def _deliver(self, envelope: Envelope, end: float) -> Outcome:
         try:
             handler, plan, message = self._read(envelope)
         except DecodingError as error:
             return Failed(error, final=True)
+        own, left = handler.timeout or TIMEOUT, end - monotonic()
         try:
-            async with asyncio.timeout(handler.timeout or TIMEOUT):
+            async with asyncio.timeout(min(own, left)):
                 await self._app.deliver(handler, plan, message, _trace(envelope))
+        except TimeoutError as error:
+            return Fate.OVERDUE if left < own and monotonic() >= end else Failed(error)
         except asyncio.CancelledError as error:
             if _is_being_cancelled():
                 raise

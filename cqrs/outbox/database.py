@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from cqrs.errors import Problem
 from cqrs.outbox import sqlite
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlalchemy.engine import URL
 
+    from cqrs.outbox.store import Dialect
+
 EXAMPLE = 'database="sqlite+aiosqlite:///app.db"'
+POOL = 20
+"""How many connections an engine of the toolkit's own keeps, and as many more for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of database: an example of its URL, and what brings each of its async drivers."""
+
+    example: str
+    drivers: Mapping[str, str]
+
+
+SQLITE = _Kind("sqlite+aiosqlite:///app.db", {"aiosqlite": "aiosqlite"})
+_MYSQL = {"asyncmy": "cqrs-toolkit[mysql]"}
+KINDS = {
+    "sqlite": SQLITE,
+    "postgresql": _Kind(
+        "postgresql+asyncpg://user:password@host/name",
+        {"asyncpg": "cqrs-toolkit[postgres]", "psycopg": "psycopg[binary]", "psycopg_async": "psycopg[binary]"},
+    ),
+    "mysql": _Kind("mysql+asyncmy://user:password@host/name", _MYSQL),
+    "mariadb": _Kind("mariadb+asyncmy://user:password@host/name", _MYSQL),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
     """Where an application's tables are, and how its sessions are made."""
 
+    dialect: Dialect
     writers: AsyncEngine
     readers: AsyncEngine
     owned: bool
@@ -60,8 +86,9 @@ def connect(
     url = database.url if isinstance(database, AsyncEngine) else _url(database, problems)
     if url is None or not _is_usable(url, schema, problems):
         return None
-    writers, readers = (database, database) if isinstance(database, AsyncEngine) else sqlite.connect(url)
+    writers, readers = (database, database) if isinstance(database, AsyncEngine) else _engines(url)
     return Database(
+        dialect=dialect_of(writers),
         writers=writers,
         readers=readers,
         owned=not isinstance(database, AsyncEngine),
@@ -85,15 +112,20 @@ def _url(text: str, problems: list[Problem]) -> URL | None:
 def _is_usable(url: URL, schema: str | None, problems: list[Problem]) -> bool:
     shown = url.render_as_string(hide_password=True).replace("%3A", ":")
     known = len(problems)
-    if url.get_backend_name() != "sqlite":
-        problems.append(
-            Problem(f"The database {shown} is not SQLite, all that this version stores on", f"Use {EXAMPLE}.")
-        )
-    elif url.get_driver_name() != "aiosqlite":
-        cure = f"Name the async driver: {EXAMPLE}."
+    kind = KINDS.get(url.get_backend_name())
+    if kind is None:
+        cure = f"Use PostgreSQL, MySQL, MariaDB or SQLite: {', '.join(kind.example for kind in KINDS.values())}."
+        problems.append(Problem(f"The database {shown} is none that the toolkit stores on", cure))
+    elif url.get_driver_name() not in kind.drivers:
+        cure = f"Name the async driver: {kind.example}."
         problems.append(
             Problem(f"The database {shown} has the driver '{url.get_driver_name()}', which is not async", cure)
         )
+    elif find_spec(url.get_driver_name()) is None:
+        what = f"The database {shown} needs {url.get_driver_name()}, which is not installed"
+        problems.append(Problem(what, f"pip install '{kind.drivers[url.get_driver_name()]}'."))
+    elif kind is not SQLITE:
+        return len(problems) == known
     elif sqlite.is_in_memory(url):
         cure = f"Use a file: {EXAMPLE}; in tests a temporary one."
         what = (
@@ -103,3 +135,26 @@ def _is_usable(url: URL, schema: str | None, problems: list[Problem]) -> bool:
     elif schema is not None:
         problems.append(Problem("schema= has no meaning on SQLite", "Use prefix= to keep applications apart."))
     return len(problems) == known
+
+
+def _engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
+    """Return an engine for writers and one for readers; on a server they are one."""
+    if url.get_backend_name() == "sqlite":
+        return sqlite.connect(url)
+    engine = create_async_engine(url, pool_size=POOL, max_overflow=POOL, pool_pre_ping=False)
+    return engine, engine
+
+
+def dialect_of(engine: AsyncEngine) -> Dialect:
+    """Return what the engine's kind of database does in its own way."""
+    match engine.dialect.name:
+        case "postgresql":
+            from cqrs.outbox.postgresql import PostgreSQL
+
+            return PostgreSQL()
+        case "mysql" | "mariadb":
+            from cqrs.outbox.mysql import MySQL
+
+            return MySQL()
+        case _:
+            return sqlite.SQLite()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from cqrs.outbox.store import DEAD, Counts
+from cqrs.outbox.rows import DEAD, Counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -59,21 +59,21 @@ class Outbox:
 
     async def dead(self, *, limit: int = 100, **which: Unpack[Which]) -> list[DeadLetter]:
         """Return dead letters, the oldest first."""
-        return [_letter(row) for row in await self._store.parked(_conditions(which), limit)]
+        return [_letter(row) for row in await self._store.parked.find(_conditions(which), limit)]
 
     async def replay(self, **which: Unpack[Which]) -> int:
         """Deliver dead letters again, with all attempts before them; returns how many.
 
         One that held back its key goes first; one that did not (`on_dead="skip"`) goes behind what waits of its key.
         """
-        return await self._each(lambda seqs: self._store.replay(seqs, self._skipping), which)
+        return await self._each(lambda seqs: self._store.parked.replay(seqs, self._skipping), which)
 
     async def discard(self, **which: Unpack[Which]) -> int:
         """Delete dead letters for good and let go on what they held back; returns how many."""
-        return await self._each(self._store.discard, which)
+        return await self._each(self._store.parked.discard, which)
 
     async def _each(self, act: Callable[[list[int]], Any], which: Which) -> int:
-        rows = await self._store.parked(_conditions(which), EVERYTHING)
+        rows = await self._store.parked.find(_conditions(which), EVERYTHING)
         acted: int = await act([row.seq for row in rows])
         self._changed()
         return acted

@@ -8,82 +8,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from enum import Enum
 from traceback import format_exception
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from uuid import uuid4
+
+from cqrs.codec import BROKER
+from cqrs.outbox.circuits import Circuits
+from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher
+from cqrs.outbox.rows import Verdict
+from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
     from cqrs.codec import Envelope
-    from cqrs.outbox.store import Claimed, Store
-
-from cqrs.outbox.store import Verdict
+    from cqrs.outbox.rows import Claimed
+    from cqrs.outbox.store import Claim, Lane, Store
 
 log = logging.getLogger(__name__)
 
 ERROR_LIMIT = 4000
-Settle = Callable[["list[Claimed]", "list[Verdict]", "list[Claimed]"], Awaitable[None]]
-"""Ends a claim: what was delivered, what failed, and what was not tried."""
-
-
-class Fate(Enum):
-    """The end of one envelope that is not a failure."""
-
-    DELIVERED = "delivered"
-    NOT_SENT = "not sent"
-    """Not begun, or given up without a result: it stays where it is, and no attempt is counted."""
-    OVERDUE = "overdue"
-    """Begun, and given up at the claim's deadline: its key is parked, and no attempt is counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """An envelope that was refused. `final` says that no retry can help: it is dead at once."""
-
-    error: BaseException
-    final: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Unavailable:
-    """The topic of an envelope, or with `everything` the whole broker, is out of reach; the envelope is not to blame.
-
-    It stays where it is and no attempt is counted. The relay leaves the topic (the destination) alone for a while.
-    """
-
-    error: BaseException
-    everything: bool = False
-
-
-Outcome = Fate | Failed | Unavailable
-
-
-class Publisher(Protocol):
-    """Delivers envelopes to one kind of destination."""
-
-    async def open(self) -> None:
-        """Connect. Called once, before anything is published."""
-        ...
-
-    async def close(self) -> None:
-        """Finish or give up what is in flight, and disconnect."""
-        ...
-
-    async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
-        """Deliver, and return one outcome an envelope, in their order.
-
-        `DELIVERED` is said only of what was acknowledged. Envelopes of one lane are delivered in the order given, and
-        after the first of a lane that is not delivered the rest of it is `NOT_SENT`; lanes do not wait for each other.
-        `Failed` is said of an envelope that was refused, `Unavailable` where its topic or the broker cannot be
-        reached. It does not retry and raises nothing but cancellation: the relay decides what comes next.
-        """
-        ...
+BUSY_PAUSE = 0.01
+"""Seconds that a lane waits, on the average, when others work on all slots that have work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +42,24 @@ class Pace:
     """How a relay works. Durations in seconds.
 
     `lease` is how long slots stay a relay's without a sign of life, `idle` how often an idle relay looks for what no
-    wake-up told it, `grace` how long a stop waits for what is in flight, `batch` the most rows of one claim.
+    wake-up told it, `grace` how long a stop waits for what is in flight, `batch` the most rows of one claim, `lanes`
+    how many claims a relay works on side by side.
     """
 
     lease: float = 10.0
     idle: float = 2.0
     grace: float = 10.0
     batch: int = 500
+    lanes: int = 1
+
+    @property
+    def deadline(self) -> float:
+        """How long what is claimed may take to be published, where a claim holds locks."""
+        return 0.8 * self.lease
 
 
 class Relay:
-    """Three supervised lanes: over the outbox, over parked rows that are due, and one that looks what is to do.
+    """Supervised lanes: over the outbox, over parked rows that are due, over what is out of reach, and one that looks.
 
     `end` answers what becomes of a failed row: seconds to wait (None: dead), and whether a dead one blocks its key.
     """
@@ -117,33 +75,42 @@ class Relay:
     ) -> None:
         self.owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid4().hex[:8]}"
         self.settled = asyncio.Event()
-        self._store = store
         self._publishers = publishers
         self._destinations = sorted(publishers)
         self._end = end
-        self._skipping = skipping
         self._pace = pace
         self._stopping = False
-        self._awake = {name: asyncio.Event() for name in ("outbox", "parked", "look")}
+        self._circuits = Circuits(skipping)
+        self._outbox = [store.lane(f"{self.owner}/{number}", pace.lease) for number in range(pace.lanes)]
+        self._parked, self._trials, self._probes = (store.lane(f"{self.owner}/{name}", pace.lease) for name in "pto")
+        self._work: dict[str, Callable[[], Awaitable[bool]]] = {
+            **{f"outbox {number}".removesuffix(" 1"): _bound(self.relay_outbox, lane) for number, lane in enumerate(self._outbox, 1)},
+            "parked": self.relay_due,
+            "trials": self._try_circuits,
+            "look": self._look,
+        }
+        self._awake = {name: asyncio.Event() for name in self._work}
         self._lanes: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to relay."""
         self._stopping = False
-        work = {"outbox": self.relay_outbox, "parked": self.relay_due, "look": self._look}
-        self._lanes = [asyncio.create_task(self._lane(name, work[name]), name=f"cqrs relay {name}") for name in work]
+        self._lanes = [
+            asyncio.create_task(self._lane(name, work), name=f"cqrs relay {name}") for name, work in self._work.items()
+        ]
 
     async def stop(self) -> None:
         """Claim nothing more, let what is in flight finish within the grace period, and give the slots back."""
         self._stopping = True
         for event in self._awake.values():
             event.set()
-        if not self._lanes:
-            return
-        _, late = await asyncio.wait(self._lanes, timeout=self._pace.grace)
-        for lane in late:
-            lane.cancel()
-        await asyncio.gather(*self._lanes, return_exceptions=True)
+        if self._lanes:
+            _, late = await asyncio.wait(self._lanes, timeout=self._pace.grace)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*self._lanes, return_exceptions=True)
+        for lane in (*self._outbox, self._parked, self._trials, self._probes):
+            await lane.close()
 
     @property
     def stopping(self) -> bool:
@@ -151,47 +118,65 @@ class Relay:
         return self._stopping
 
     def wake(self) -> None:
-        """Tell that there are rows in the outbox. Sticky: a call while the lane works makes it look once more."""
-        self._awake["outbox"].set()
+        """Tell that there are rows in the outbox. Sticky: a call while a lane works makes it look once more."""
+        for name, event in self._awake.items():
+            if name.startswith("outbox"):
+                event.set()
 
     def look(self) -> None:
         """Tell that something about parked rows has changed: look what is due now, and when the next will be."""
         self._awake["look"].set()
 
-    async def relay_outbox(self) -> bool:
-        """Claim, publish and settle one batch of the outbox; returns whether there was one."""
-        claim = await self._store.claim(
-            self.owner, self._destinations, skipping=self._skipping, limit=self._pace.batch, lease=self._pace.lease
-        )
-        if claim is None:
+    async def relay_outbox(self, lane: Lane | None = None) -> bool:
+        """Claim, publish and settle one batch of the outbox; returns whether there may be more to do."""
+        view = self._circuits.view(self._destinations)
+        claim = await (lane or self._outbox[0]).claim(view, self._pace.batch) if view.destinations else Nothing.IDLE
+        if claim is Nothing.BUSY:
+            await asyncio.sleep(BUSY_PAUSE * (0.5 + random.random()))
+            return True
+        if isinstance(claim, Nothing):
             return False
-        delivered = await self._deliver(
-            claim.rows, self._renew_slots, lambda done, failed, _: self._store.settle(self.owner, done, failed)
-        )
+        delivered = await self._deliver(claim)
         return delivered or claim.held_back > 0
 
     async def relay_due(self) -> bool:
         """Claim, publish and settle the parked rows that are due; returns whether there were any."""
-        token, rows = await self._store.claim_due(self._destinations, limit=self._pace.batch, lease=self._pace.lease)
-        if not rows:
+        view = self._circuits.view(self._destinations)
+        claim = await self._parked.retry(view, self._pace.batch) if view.destinations else None
+        return claim is not None and await self._deliver(claim)
+
+    async def _try_circuits(self) -> bool:
+        """Try with one row each what has been out of reach, and wait until the next trial is due."""
+        for wire in self._circuits.due():
+            claim = await self._trials.claim(self._circuits.trial(wire), 1)
+            if claim is Nothing.BUSY:
+                self._circuits.postpone(wire, BUSY_PAUSE)
+            elif isinstance(claim, Nothing):
+                self._circuits.half_open(wire)
+                self._wake_all()
+            elif await self._deliver(claim) or claim.held_back:
+                self._wake_all()
+        pause = self._circuits.pause
+        if pause is None:
             return False
-        held = [token]
+        await _wait(self._awake["trials"], pause)
+        return True
 
-        async def renew() -> None:
-            held[0] = await self._store.renew_due(held[0], rows, self._pace.lease)
+    def _wake_all(self) -> None:
+        for event in self._awake.values():
+            event.set()
 
-        return await self._deliver(rows, renew, lambda *fates: self._store.settle_due(held[0], *fates))
-
-    async def _deliver(self, rows: Sequence[Claimed], renew: Callable[[], Awaitable[None]], settle: Settle) -> bool:
-        """Publish claimed rows while their claim is renewed, and settle them whatever happens."""
+    async def _deliver(self, claim: Claim) -> bool:
+        """Publish claimed rows while their claim is kept, and settle them whatever happens."""
+        rows = claim.rows
         outcomes: Sequence[Outcome] = [Fate.NOT_SENT] * len(rows)
         faults: list[BaseException] = []
         try:
-            async with self._renewing(renew):
+            async with self._keeping(claim):
                 outcomes = await self._publish(rows, faults)
         finally:
             done, failed, returned = self._sort(rows, outcomes)
-            await settle(done, failed, returned)
+            await claim.settle(done, failed, returned)
         self._tell(done, failed)
         if faults:
             raise faults[0]
@@ -200,6 +185,23 @@ class Relay:
     async def _publish(self, rows: Sequence[Claimed], faults: list[BaseException]) -> list[Outcome]:
         """Publish side by side what goes to different publishers; what one raises, against its word, is a fault."""
         outcomes: dict[int, Outcome] = {row.id: Failed(row.fault, final=True) for row in rows if row.fault is not None}
+        groups = self._groups(rows)
+        published = await asyncio.gather(
+            *(self._hand_over(publisher, [envelope for _, envelope in numbered]) for publisher, numbered in groups),
+            return_exceptions=True,
+        )
+        for (_, numbered), results in zip(groups, published, strict=True):
+            if isinstance(results, BaseException):
+                faults.append(results)
+                continue
+            self._circuits.learn((envelope for _, envelope in numbered), results)
+            outcomes.update(zip((number for number, _ in numbered), results, strict=True))
+        if self._circuits.pause is not None:
+            self._awake["trials"].set()
+        return [outcomes.get(row.id, Fate.NOT_SENT) for row in rows]
+
+    def _groups(self, rows: Sequence[Claimed]) -> list[tuple[Publisher, list[tuple[int, Envelope]]]]:
+        """Return what goes to each publisher; what stands behind an unreadable row of its key stays back."""
         by_publisher: dict[int, tuple[Publisher, list[tuple[int, Envelope]]]] = {}
         held: set[tuple[str, str, str | None]] = set()
         for row in rows:
@@ -208,17 +210,13 @@ class Relay:
             if row.envelope is not None and row.lane not in held:
                 publisher = self._publishers[row.envelope.destination]
                 by_publisher.setdefault(id(publisher), (publisher, []))[1].append((row.id, row.envelope))
-        groups = list(by_publisher.values())
-        published = await asyncio.gather(
-            *(publisher.publish([envelope for _, envelope in numbered]) for publisher, numbered in groups),
-            return_exceptions=True,
-        )
-        for (_, numbered), results in zip(groups, published, strict=True):
-            if isinstance(results, BaseException):
-                faults.append(results)
-                continue
-            outcomes.update(zip((number for number, _ in numbered), results, strict=True))
-        return [outcomes.get(row.id, Fate.NOT_SENT) for row in rows]
+        return list(by_publisher.values())
+
+    async def _hand_over(self, publisher: Publisher, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
+        """Publish; a broker's publisher that does not answer within the lease is given up."""
+        to_broker = publisher is self._publishers.get(BROKER)
+        async with asyncio.timeout(self._pace.lease if to_broker else None):
+            return await publisher.publish(envelopes)
 
     def _sort(
         self, rows: Sequence[Claimed], outcomes: Sequence[Outcome]
@@ -227,15 +225,18 @@ class Relay:
         failed: list[Verdict] = []
         returned: list[Claimed] = []
         for row, outcome in zip(rows, outcomes, strict=True):
-            if isinstance(outcome, Failed):
+            if outcome is Fate.DELIVERED:
+                done.append(row)
+            elif isinstance(outcome, Failed):
                 failed.append(self._judge(row, outcome))
+            elif outcome is Fate.OVERDUE:
+                failed.append(Verdict(row, "It was given up at its claim's deadline.", 0.0, blocks=True, counts=False))
             else:
-                (done if outcome is Fate.DELIVERED else returned).append(row)
+                returned.append(row)
         return done, failed, returned
 
     def _judge(self, row: Claimed, failure: Failed) -> Verdict:
-        destination = row.envelope.destination if row.envelope is not None else row.lane[0]
-        wait, blocks = self._end(destination, failure.error, row.attempts + 1)
+        wait, blocks = self._end(row.lane[0], failure.error, row.attempts + 1)
         error = "".join(format_exception(failure.error))[-ERROR_LIMIT:]
         return Verdict(row, error, None if failure.final else wait, blocks)
 
@@ -245,7 +246,7 @@ class Relay:
             what = f"{envelope.type} {envelope.message_id} to {envelope.destination}" if envelope else "a saved event"
             reason = verdict.error.rstrip().rpartition("\n")[2]
             if verdict.wait is None:
-                log.error("%s is dead at attempt %d: %s", what, verdict.row.attempts + 1, reason)
+                log.error("%s is dead at attempt %d: %s", what, verdict.attempts, reason)
             else:
                 log.warning("%s failed, tried again in %.1f s: %s", what, verdict.wait, reason)
         if failed:
@@ -253,18 +254,15 @@ class Relay:
         if done or failed:
             self.settled.set()
 
-    async def _renew_slots(self) -> None:
-        await self._store.renew(self.owner, self._pace.lease)
-
     @asynccontextmanager
-    async def _renewing(self, renew: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
+    async def _keeping(self, claim: Claim) -> AsyncGenerator[None]:
         """Show a sign of life every quarter of the lease; a lost lease costs duplicates, which the inbox absorbs."""
+        ended = asyncio.Event()
 
         async def beat() -> None:
-            while True:
-                await asyncio.sleep(self._pace.lease / 4)
+            while not await _wait(ended, self._pace.lease / 4):
                 try:
-                    await renew()
+                    await claim.keep()
                 except Exception as error:  # noqa: BLE001 - the claim's own statements report a lasting fault
                     log.debug("A lease could not be renewed: %s", error)
 
@@ -272,9 +270,9 @@ class Relay:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            # Not cancelled: a statement that is cut off could take the next one on its connection with it.
+            ended.set()
+            await task
 
     async def _lane(self, name: str, work: Callable[[], Awaitable[bool]]) -> None:
         """Work while there is work, then wait to be woken; survive every fault of the database."""
@@ -284,7 +282,7 @@ class Relay:
             try:
                 worked = await work()
                 faults = _told_recovery(name, faults)
-                if not worked:
+                if not worked and not self._stopping:
                     await awake.wait()
             except Exception as error:  # noqa: BLE001 - a lane must not die
                 faults = _told_fault(name, faults, error)
@@ -292,9 +290,9 @@ class Relay:
 
     async def _look(self) -> bool:
         """Look, with one statement, for what no wake-up told, and wait until the next look or the next retry is due."""
-        probe = await self._store.probe(self._destinations)
+        probe = await self._probes.probe(self._circuits.view(self._destinations), self._outbox[0].floors)
         if probe.outbox:
-            self._awake["outbox"].set()
+            self.wake()
         pause = self._pace.idle if probe.due is None else min(self._pace.idle, probe.due)
         if probe.due is not None and probe.due <= 0:
             self._awake["parked"].set()
@@ -303,10 +301,16 @@ class Relay:
         return True
 
 
-async def _wait(event: asyncio.Event, seconds: float) -> None:
+def _bound(work: Callable[[Lane], Awaitable[bool]], lane: Lane) -> Callable[[], Awaitable[bool]]:
+    return lambda: work(lane)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event at most so long; returns whether it came."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
+    return event.is_set()
 
 
 def _told_fault(name: str, faults: int, error: Exception) -> int:

@@ -11,11 +11,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
 from cqrs.outbox.driver import creator
+from cqrs.outbox.leases import LeasedLane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.engine import URL, Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from cqrs.outbox.store import Store
 
 BUSY_TIMEOUT = 10.0
 TIME = "%Y-%m-%d %H:%M:%f"
@@ -42,33 +46,64 @@ def connect(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
     return writers, readers
 
 
-def writing(engine: AsyncEngine) -> AsyncEngine:
-    """Return the engine with transactions that hold the write lock from their beginning.
+class SQLite:
+    """The dialect; see `cqrs.outbox.store.Dialect`."""
 
-    A deferred transaction that reads before it writes fails at once when another has written since, whatever the busy
-    timeout. Other users of the engine are left alone: this is a copy over the same pool.
-    """
-    return _beginning_with(engine, "BEGIN IMMEDIATE")
+    carries_log = False
+    locks = False
+    pace: Mapping[str, int] = {"batch": 500, "lanes": 1}
 
+    def writing(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the engine with transactions that hold the write lock from their beginning.
 
-def reading(engine: AsyncEngine) -> AsyncEngine:
-    """Return the engine with transactions that see one snapshot and take no lock."""
-    return _beginning_with(engine, "BEGIN DEFERRED")
+        A deferred transaction that reads before it writes fails at once when another has written since, whatever the
+        busy timeout. Other users of the engine are left alone: this is a copy over the same pool.
+        """
+        return _beginning_with(engine, "BEGIN IMMEDIATE")
 
+    def reading(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the engine with transactions that see one snapshot and take no lock."""
+        return _beginning_with(engine, "BEGIN DEFERRED")
 
-def later(seconds: float) -> ColumnElement[Any]:
-    """Return the database's time so many seconds from now, as it is stored."""
-    return func.strftime(literal(TIME), literal("now"), literal(shift(seconds)))
+    def short(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the same as `writing` does: the only one that writes sees all that was committed."""
+        return self.writing(engine)
+
+    def later(self, seconds: float) -> ColumnElement[Any]:
+        """Return the database's time so many seconds from now, as it is stored."""
+        return func.strftime(literal(TIME), literal("now"), literal(shift(seconds)))
+
+    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[float]:
+        """Return the seconds from the database's time to a stored moment."""
+        return (func.julianday(moment) - func.julianday("now")) * 86400.0
+
+    def take(self, connection: Connection, store: Store, handler: str, message_id: str) -> bool:
+        """Write an inbox row unless it is there; returns whether it was not."""
+        inbox = store.tables.inbox.fullname
+        statement = f"INSERT OR IGNORE INTO {inbox} (handler, message_id, handled_at) VALUES (?, ?, {NOW})"  # noqa: S608 - the name is checked at bootstrap
+        return execute(connection, statement, handler, message_id, shift(store.ahead)) == 1
+
+    async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
+        """Need nothing: the transaction is the only one that writes."""
+
+    async def serialise(self, connection: AsyncConnection, store: Store, keys: Collection[str]) -> None:
+        """Need nothing: the transaction is the only one that writes."""
+
+    def lane(self, store: Store, owner: str, lease: float) -> LeasedLane:
+        """Return a way to the database for a relay."""
+        return LeasedLane(store, owner, lease)
+
+    def bell(self, store: Store, heard: Callable[[], None] | None, listen_url: str | None) -> None:
+        """Have none: other processes poll."""
+
+    def slots(self, store: Store) -> Sequence[int]:
+        """Return the rows that the slot table must have."""
+        return range(store.slots)
 
 
 def shift(seconds: float) -> str:
     """Return a distance in time as SQLite's date functions read it."""
     return f"{seconds:+.3f} seconds"
-
-
-def seconds_until(moment: ColumnElement[Any]) -> ColumnElement[float]:
-    """Return the seconds from the database's time to a stored moment."""
-    return (func.julianday(moment) - func.julianday("now")) * 86400.0
 
 
 def execute(connection: Connection, statement: str, *values: Any) -> int:

@@ -1,117 +1,180 @@
-"""The only module that speaks SQL about the toolkit's tables."""
+"""The statements over the outbox and the settings of one set of tables; with `parked`, `inbox` and the dialects the
+only module that speaks SQL about them.
+"""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
 from zlib import crc32
 
-from sqlalchemy import (
-    MetaData,
-    Row,
-    String,
-    and_,
-    delete,
-    exists,
-    func,
-    insert,
-    literal,
-    or_,
-    select,
-    tuple_,
-    type_coerce,
-    update,
-)
+from sqlalchemy import MetaData, and_, delete, exists, func, insert, literal, or_, select, union_all
+from sqlalchemy.exc import IntegrityError
 
-from cqrs.codec import Envelope, headers_of, headers_text
-from cqrs.errors import DecodingError
-from cqrs.outbox import sqlite
+from cqrs.codec import BROKER, headers_text
+from cqrs.outbox.inbox import Inbox
+from cqrs.outbox.parked import Parked, chunks
+from cqrs.outbox.rows import DEAD, SCHEDULED, WAITING, Claimed, Counts, Probe, Verdict, View
 from cqrs.schema import tables
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-WAITING, DEAD, SCHEDULED = "waiting", "dead", "scheduled"
-CHUNK = 400
-"""How many values go into one IN list."""
-COPIED = ("event_id", "destination", "topic", "message_key", "type", "headers", "payload", "slot", "created_at")
+    from cqrs.codec import Envelope
+    from cqrs.outbox.bell import Bell
+
+FRONT = 100
+"""How many rows at the front of each slot are looked at for somebody to deliver them."""
+SLOTS_ASKED = 64
+"""Of how many slots a probe asks one by one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A row that this relay may deliver: from the outbox (`id`), or parked (`seq`, claimed until `token`)."""
+class Nothing(Enum):
+    """Why a claim has no rows."""
 
-    id: int
-    slot: int
-    envelope: Envelope | None
-    fault: DecodingError | None = None
-    attempts: int = 0
-    lane: tuple[str, str, str | None] = ("", "", None)
-    """Its destination, topic and key, also where the rest of it cannot be read."""
+    IDLE = "no row waits"
+    BUSY = "rows wait in slots that others work on"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The first rows of some slots, in order, and how many more were held back behind parked ones of their key."""
+class Claim(Protocol):
+    """Rows that are this relay's until they are settled, or until it has shown no sign of life for a lease."""
 
-    rows: Sequence[Claimed] = ()
-    held_back: int = 0
+    rows: Sequence[Claimed]
+    held_back: int
+    """How many more rows were moved behind parked ones of their key."""
 
+    async def keep(self) -> None:
+        """Show a sign of life."""
+        ...
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What becomes of a row whose delivery failed: tried again after `wait` seconds, or dead where that is None."""
-
-    row: Claimed
-    error: str
-    wait: float | None
-    blocks: bool
+    async def settle(self, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]) -> None:
+        """End the claim: delete what was delivered, park what failed, and leave the rest as it was."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many rows have not ended: on their way, held back or waiting for a retry, dead, not yet due."""
+class Lane(Protocol):
+    """One of a relay's ways to the database: it has one claim at a time. What fails may be called again."""
 
-    outbox: int
-    waiting: int
-    dead: int
-    scheduled: int
+    async def claim(self, view: View, limit: int) -> Claim | Nothing:
+        """Take some slots and return their first rows, in order.
+
+        At most about half of the free slots that have work are taken, but at least one, so that relays share without
+        knowing each other. Rows of parked keys are moved to the end of their key instead.
+        """
+        ...
+
+    async def retry(self, view: View, limit: int) -> Claim | None:
+        """Take parked rows that are due, each the first of its key."""
+        ...
+
+    async def probe(self, view: View, floors: Mapping[int, int]) -> Probe:
+        """Say, in one statement, whether there is anything to do; no row of a slot lies at or below its floor."""
+        ...
+
+    @property
+    def floors(self) -> Mapping[int, int]:
+        """Below which id nothing is left in a slot, where that is known."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what the lane holds."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a relay has to do: rows in the outbox now, and the seconds until the first retry is due (None: no retry)."""
+class Dialect(Protocol):
+    """What one kind of database does in its own way."""
 
-    outbox: bool
-    due: float | None
+    carries_log: bool
+    """Whether its log can carry the broker's rows."""
+    locks: bool
+    """Whether claims hold locks, which nobody should do for long."""
+    pace: Mapping[str, int]
+    """How many rows a relay claims at once, and in how many lanes (`cqrs.outbox.relay.Pace`)."""
+
+    def writing(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the engine as commands use it."""
+        ...
+
+    def reading(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the engine as queries use it."""
+        ...
+
+    def short(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the engine for the store's own transactions, whose every statement sees what was committed before."""
+        ...
+
+    def later(self, seconds: float) -> ColumnElement[Any]:
+        """Return the database's time so many seconds from now, as it is stored."""
+        ...
+
+    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[float]:
+        """Return the seconds from the database's time to a stored moment."""
+        ...
+
+    def take(self, connection: Connection, store: Store, handler: str, message_id: str) -> bool:
+        """Write an inbox row unless it is there; returns whether it was not."""
+        ...
+
+    async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
+        """Wait until no relay works on these slots, and keep all from them until the transaction ends."""
+        ...
+
+    async def serialise(self, connection: AsyncConnection, store: Store, keys: Collection[str]) -> None:
+        """Let transactions that write one of these keys come one after the other."""
+        ...
+
+    def lane(self, store: Store, owner: str, lease: float) -> Lane:
+        """Return a way to the database for a relay."""
+        ...
+
+    def bell(self, store: Store, heard: Callable[[], None] | None, listen_url: str | None) -> Bell | None:
+        """Return what tells relays of other processes that rows were saved, where the database can."""
+        ...
+
+    def slots(self, store: Store) -> Sequence[int]:
+        """Return the rows that the slot table must have."""
+        ...
 
 
 class Store:
-    """The statements of one set of tables. Every method is one short transaction unless it is given a connection.
+    """One set of tables. Every method is one short transaction unless it is given a connection.
 
     `ahead` shifts the clock by so many seconds, for tests; all other time is the database's.
     """
 
     def __init__(
         self,
+        dialect: Dialect,
         writers: AsyncEngine,
         readers: AsyncEngine,
         *,
         prefix: str = "cqrs_",
         schema: str | None = None,
         slots: int = 16,
+        strict: bool = False,
+        logged: bool = False,
     ) -> None:
-        self.writers = sqlite.writing(writers)
-        self.readers = sqlite.reading(readers)
+        self.dialect = dialect
+        self.writers = dialect.writing(writers)
+        self.readers = dialect.reading(readers)
+        self.short = dialect.short(writers)
         self.tables = tables(MetaData(schema=schema), prefix)
         self.slots = slots
+        self.strict = strict
+        self.logged = logged
         self.ahead = 0.0
-        inbox = self.tables.inbox.fullname
-        self._take = f"INSERT OR IGNORE INTO {inbox} (handler, message_id, handled_at) VALUES (?, ?, {sqlite.NOW})"  # noqa: S608 - the name is checked at bootstrap
+        self.parked = Parked(self)
+        self.inbox = Inbox(self)
+
+    @property
+    def name(self) -> str:
+        """The outbox's name with its schema: what distinguishes these tables in this database."""
+        return self.tables.outbox.fullname
 
     def slot_of(self, envelope: Envelope) -> int:
         """Return the slot of a row: a hash of its topic and key; without a key the event's id takes its place."""
@@ -120,14 +183,34 @@ class Store:
 
     def now(self, seconds: float = 0.0) -> Any:
         """Return the moment so many seconds from now, as an expression in the database's clock."""
-        return sqlite.later(self.ahead + seconds)
+        return self.dialect.later(self.ahead + seconds)
 
     # Saving
 
     async def add(self, connection: AsyncConnection, envelopes: Sequence[Envelope]) -> None:
-        """Insert rows in the connection's transaction, in this order."""
+        """Insert rows in the connection's transaction, in this order.
+
+        Where the database's log carries the broker's rows, those are deleted again: the log alone has them.
+        """
+        if self.strict:
+            keys = {f"{envelope.topic}\0{envelope.key}" for envelope in envelopes if envelope.key is not None}
+            await self.dialect.serialise(connection, self, keys)
+        kept = [envelope for envelope in envelopes if not (self.logged and envelope.destination == BROKER)]
+        if kept:
+            await self._insert(connection, kept)
+        for envelope in envelopes:
+            if self.logged and envelope.destination == BROKER:
+                await self._pass_through(connection, envelope)
+
+    async def _insert(self, connection: AsyncConnection, envelopes: Sequence[Envelope]) -> None:
         table = self.tables.outbox
         await connection.execute(insert(table).values(created_at=self.now()), [self._values(e) for e in envelopes])
+
+    async def _pass_through(self, connection: AsyncConnection, envelope: Envelope) -> None:
+        table = self.tables.outbox
+        added = insert(table).values(created_at=self.now(), **self._values(envelope)).returning(table.c.slot, table.c.id)
+        slot, number = (await connection.execute(added)).one()
+        await connection.execute(delete(table).where(table.c.slot == slot, table.c.id == number))
 
     def _values(self, envelope: Envelope) -> dict[str, Any]:
         return {
@@ -141,221 +224,51 @@ class Store:
             "slot": self.slot_of(envelope),
         }
 
-    # Claiming
+    # Relaying
 
-    async def probe(self, destinations: Collection[str]) -> Probe:
+    def lane(self, owner: str, lease: float) -> Lane:
+        """Return a way to the database for a relay."""
+        return self.dialect.lane(self, owner, lease)
+
+    async def probe(self, connection: AsyncConnection, view: View, floors: Mapping[int, int]) -> Probe:
         """Say, in one statement, whether there is anything to do for these destinations."""
-        outbox, parked = self.tables.outbox, self.tables.parked
-        waiting = exists().where(outbox.c.destination.in_(destinations))
-        due = select(sqlite.seconds_until(func.min(parked.c.next_attempt_at))).where(
-            parked.c.state.in_((WAITING, SCHEDULED)), parked.c.destination.in_(destinations)
-        )
-        async with self.readers.connect() as connection:
-            row: Any = (await connection.execute(select(waiting, due.scalar_subquery()))).one()
-        return Probe(bool(row[0]), None if row[1] is None else row[1] - self.ahead)
-
-    async def claim(
-        self, owner: str, destinations: Collection[str], *, skipping: Collection[str], limit: int, lease: float
-    ) -> Claim | None:
-        """Take some slots for `lease` seconds and return their first rows, in order.
-
-        At most half of the free slots that have work are taken, but at least one, so that relays share without knowing
-        each other. Rows of parked keys are moved to the end of their key instead. `settle` gives the slots back.
-        Returns None when no slot was taken.
-        """
-        async with self.writers.begin() as connection:
-            slots = await self._take_slots(connection, owner, destinations, lease)
-            if not slots:
-                return None
-            rows = await self._read(connection, slots, destinations, limit)
-            parked = await self._parked_keys(connection, rows, skipping)
-            held = [row.id for row in rows if (row.destination, row.topic, row.message_key) in parked]
-            await self._hold_back(connection, held)
-        moved = set(held)
-        return Claim([_claimed(row.id, row) for row in rows if row.id not in moved], len(moved))
-
-    async def _take_slots(
-        self, connection: AsyncConnection, owner: str, destinations: Collection[str], lease: float
-    ) -> list[int]:
-        slot, outbox = self.tables.slot, self.tables.outbox
-        work = exists().where(outbox.c.slot == slot.c.slot, outbox.c.destination.in_(destinations))
-        free = or_(slot.c.owner.is_(None), slot.c.owner == owner, slot.c.until < self.now())
-        found = list(await connection.scalars(select(slot.c.slot).where(slot.c.slot >= 0, free, work)))
-        taken = random.sample(found, (len(found) + 1) // 2)
-        if taken:
-            until = self.now(lease)
-            await connection.execute(update(slot).where(slot.c.slot.in_(taken)).values(owner=owner, until=until))
-        return taken
-
-    async def _read(
-        self, connection: AsyncConnection, slots: Sequence[int], destinations: Collection[str], limit: int
-    ) -> Sequence[Row[Any]]:
-        table = self.tables.outbox
-        query = select(table).where(table.c.slot.in_(slots), table.c.destination.in_(destinations))
-        return (await connection.execute(query.order_by(table.c.id).limit(limit))).all()
-
-    async def _parked_keys(
-        self, connection: AsyncConnection, rows: Sequence[Row[Any]], skipping: Collection[str]
-    ) -> set[tuple[str, str, str]]:
-        table = self.tables.parked
-        keys = sorted({row.message_key for row in rows if row.message_key is not None})
-        found: set[tuple[str, str, str]] = set()
-        for some in _chunks(keys):
-            query = select(table.c.destination, table.c.topic, table.c.message_key).distinct()
-            query = query.where(table.c.message_key.in_(some), self._holds_back(skipping))
-            found.update(tuple(row) for row in await connection.execute(query))
-        return found
-
-    def _holds_back(self, skipping: Collection[str]) -> Any:
-        """Which parked rows park their key: those that wait, and dead ones where these block."""
-        table = self.tables.parked
-        return or_(table.c.state == WAITING, and_(table.c.state == DEAD, table.c.destination.not_in(skipping)))
-
-    async def _hold_back(self, connection: AsyncConnection, ids: Sequence[int]) -> None:
-        """Move rows behind the parked ones of their key; the end of the one before makes each of them due."""
-        outbox, parked = self.tables.outbox, self.tables.parked
-        for some in _chunks(ids):
-            copied = [outbox.c[name] for name in COPIED]
-            rows = select(outbox.c.id, *copied, literal(WAITING), literal(0)).where(outbox.c.id.in_(some))
-            columns = ("source_id", *COPIED, "state", "attempts")
-            await connection.execute(insert(parked).from_select(columns, rows.order_by(outbox.c.id)))
-            await connection.execute(delete(outbox).where(outbox.c.id.in_(some)))
-
-    async def renew(self, owner: str, lease: float) -> None:
-        """Hold this relay's slots for `lease` seconds more."""
-        slot = self.tables.slot
-        async with self.writers.begin() as connection:
-            await connection.execute(update(slot).where(slot.c.owner == owner).values(until=self.now(lease)))
-
-    async def settle(self, owner: str, done: Sequence[Claimed], failed: Sequence[Verdict]) -> None:
-        """Delete the rows that were delivered, park those that failed, and give the slots back.
-
-        A slot whose lease ran out meanwhile may be another relay's: failures in it are left for that one to find.
-        """
-        slot, table = self.tables.slot, self.tables.outbox
-        async with self.writers.begin() as connection:
-            for some in _chunks([row.id for row in done]):
-                await connection.execute(delete(table).where(table.c.id.in_(some)))
-            if failed:
-                own = select(slot.c.slot).where(slot.c.owner == owner, slot.c.until >= self.now())
-                slots = set(await connection.scalars(own))
-                for verdict in failed:
-                    if verdict.row.slot in slots:
-                        await self._park(connection, verdict)
-            await connection.execute(update(slot).where(slot.c.owner == owner).values(owner=None, until=None))
-
-    async def _park(self, connection: AsyncConnection, verdict: Verdict) -> None:
-        outbox, parked = self.tables.outbox, self.tables.parked
-        ended = _ending(verdict, self)
-        names = ("source_id", *COPIED, *ended)
-        row = select(outbox.c.id, *(outbox.c[name] for name in COPIED), *(_as_column(v) for v in ended.values()))
-        await connection.execute(insert(parked).from_select(names, row.where(outbox.c.id == verdict.row.id)))
-        await connection.execute(delete(outbox).where(outbox.c.id == verdict.row.id))
-
-    # Retrying
-
-    async def claim_due(self, destinations: Collection[str], *, limit: int, lease: float) -> tuple[str, list[Claimed]]:
-        """Take the parked rows that are due, each the first of its key, for `lease` seconds; the token settles them."""
-        table = self.tables.parked
-        async with self.writers.begin() as connection:
-            due = select(table).where(
-                table.c.state == WAITING, table.c.next_attempt_at <= self.now(), table.c.destination.in_(destinations)
+        parked = self.tables.parked
+        due = [
+            select(self.dialect.seconds_until(parked.c.next_attempt_at))
+            .where(
+                parked.c.state == state,
+                parked.c.next_attempt_at.is_not(None),
+                parked.c.destination.in_(view.destinations),
             )
-            rows = (await connection.execute(due.order_by(table.c.next_attempt_at).limit(limit))).all()
-            token = await self._hold_until(connection, [row.seq for row in rows], lease)
-        return token, [_claimed(row.seq, row) for row in rows]
+            .order_by(parked.c.next_attempt_at)
+            .limit(1)
+            .scalar_subquery()
+            for state in (WAITING, SCHEDULED)
+        ]
+        row = (await connection.execute(select(self._waiting(view, floors), *due))).one()
+        found = [float(seconds) - self.ahead for seconds in row[1:] if seconds is not None]
+        return Probe(bool(row[0]), min(found, default=None))
 
-    async def renew_due(self, token: str, rows: Sequence[Claimed], lease: float) -> str:
-        """Hold the rows that still carry the token for `lease` seconds more; returns the new token."""
-        table = self.tables.parked
-        async with self.writers.begin() as connection:
-            mine = select(table.c.seq).where(table.c.seq.in_([row.id for row in rows]), _moment(table) == token)
-            return await self._hold_until(connection, list(await connection.scalars(mine)), lease)
+    def _waiting(self, view: View, floors: Mapping[int, int]) -> ColumnElement[bool]:
+        table = self.tables.outbox
+        wanted = self.wanted(view)
+        if not floors or self.slots > SLOTS_ASKED:
+            return exists().where(*wanted)
+        slots = range(self.slots)
+        return or_(*(exists().where(table.c.slot == s, table.c.id > floors.get(s, 0), *wanted) for s in slots))
 
-    async def _hold_until(self, connection: AsyncConnection, seqs: Sequence[int], lease: float) -> str:
-        table = self.tables.parked
-        token = str(await connection.scalar(select(self.now(lease))))
-        for some in _chunks(seqs):
-            held = update(table).where(table.c.seq.in_(some)).values(next_attempt_at=literal(token, String()))
-            await connection.execute(held)
-        return token
+    def wanted(self, view: View) -> list[ColumnElement[bool]]:
+        """Return the conditions for the outbox's rows that a view shows."""
+        table = self.tables.outbox
+        conditions = [table.c.destination.in_(view.destinations)]
+        if view.topic is not None:
+            conditions.append(table.c.topic == view.topic)
+        return conditions + [
+            or_(table.c.destination != destination, table.c.topic != topic)
+            for destination, topic in sorted(view.without)
+        ]
 
-    async def settle_due(
-        self, token: str, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]
-    ) -> None:
-        """End retries: delete what was delivered, put off or bury what failed, hand back what was not tried.
-
-        Only rows that still carry the token are touched: any other has been taken over.
-        """
-        table = self.tables.parked
-        async with self.writers.begin() as connection:
-            mine = set(await connection.scalars(select(table.c.seq).where(_moment(table) == token)))
-            for row in done:
-                if row.id in mine:
-                    await connection.execute(delete(table).where(table.c.seq == row.id))
-                    await self._make_next_due(connection, row.lane)
-            for verdict in failed:
-                if verdict.row.id in mine:
-                    values = _ending(verdict, self)
-                    await connection.execute(update(table).where(table.c.seq == verdict.row.id).values(**values))
-                    if verdict.wait is None and not verdict.blocks:
-                        await self._make_next_due(connection, verdict.row.lane)
-            back = [row.id for row in returned if row.id in mine]
-            await connection.execute(update(table).where(table.c.seq.in_(back)).values(next_attempt_at=self.now()))
-
-    async def _make_next_due(self, connection: AsyncConnection, lane: tuple[str, str, str | None]) -> None:
-        destination, topic, key = lane
-        if key is None:
-            return
-        table = self.tables.parked
-        behind = _same_lane(table, destination, topic, key)
-        first = select(func.min(table.c.seq)).where(behind, table.c.state == WAITING).scalar_subquery()
-        due = update(table).where(table.c.seq == first, table.c.next_attempt_at.is_(None))
-        await connection.execute(due.values(next_attempt_at=self.now()))
-
-    async def wake_heads(self, skipping: Collection[str]) -> None:
-        """Make due what waits behind nothing: a key whose first row a person removed, or whose policy was changed."""
-        table, before = self.tables.parked, self.tables.parked.alias()
-        earlier = exists().where(
-            before.c.destination == table.c.destination,
-            before.c.topic == table.c.topic,
-            before.c.message_key == table.c.message_key,
-            before.c.seq < table.c.seq,
-            or_(before.c.state == WAITING, and_(before.c.state == DEAD, before.c.destination.not_in(skipping))),
-        )
-        stranded = (table.c.state == WAITING, table.c.next_attempt_at.is_(None))
-        async with self.readers.connect() as connection:
-            if not await connection.scalar(select(exists().where(*stranded))):
-                return
-        async with self.writers.begin() as connection:
-            await connection.execute(update(table).where(*stranded, ~earlier).values(next_attempt_at=self.now()))
-
-    # The inbox
-
-    async def taken(self, envelopes: Sequence[Envelope]) -> set[tuple[str, str]]:
-        """Return the (handler, message id) pairs among these that the inbox holds."""
-        table = self.tables.inbox
-        found: set[tuple[str, str]] = set()
-        async with self.readers.connect() as connection:
-            for some in _chunks(sorted({envelope.message_id for envelope in envelopes})):
-                rows = await connection.execute(
-                    select(table.c.handler, table.c.message_id).where(table.c.message_id.in_(some))
-                )
-                found.update((row.handler, row.message_id) for row in rows)
-        return found
-
-    async def has_taken(self, handler: str, message_id: str) -> bool:
-        """Whether the inbox holds this pair."""
-        table = self.tables.inbox
-        query = exists().where(table.c.handler == handler, table.c.message_id == message_id)
-        async with self.readers.connect() as connection:
-            return bool(await connection.scalar(select(query)))
-
-    def take(self, connection: Connection, handler: str, message_id: str) -> bool:
-        """Write a handler's inbox row; returns whether it was not there yet."""
-        return sqlite.execute(connection, self._take, handler, message_id, sqlite.shift(self.ahead)) == 1
-
-    # Looking, replaying, discarding
+    # Looking
 
     async def counts(self) -> Counts:
         """Return how many rows have not ended."""
@@ -366,64 +279,12 @@ class Store:
             by_state = {row[0]: row[1] for row in await connection.execute(states)}
         return Counts(rows or 0, *(by_state.get(state, 0) for state in (WAITING, DEAD, SCHEDULED)))
 
-    async def parked(self, conditions: Mapping[str, Any], limit: int) -> Sequence[Row[Any]]:
-        """Return parked rows by column values, the oldest first."""
-        table = self.tables.parked
-        query = select(table).where(*(table.c[name] == value for name, value in conditions.items()))
-        async with self.readers.connect() as connection:
-            return (await connection.execute(query.order_by(table.c.seq).limit(limit))).all()
-
-    async def replay(self, seqs: Sequence[int], skipping: Collection[str]) -> int:
-        """Make dead rows wait for a first attempt again; one whose key went on without it joins the key's tail."""
-        table = self.tables.parked
-        async with self.writers.begin() as connection:
-            rows = await self._dead(connection, seqs)
-            for row in rows:
-                seq = await self._to_tail(connection, row) if row.destination in skipping else row.seq
-                due = None if await self._waits_behind(connection, row, seq) else self.now()
-                values = {"state": WAITING, "attempts": 0, "next_attempt_at": due}
-                await connection.execute(update(table).where(table.c.seq == seq).values(**values))
-        return len(rows)
-
-    async def _to_tail(self, connection: AsyncConnection, row: Row[Any]) -> int:
-        table = self.tables.parked
-        columns = [column.name for column in table.c if column.name != "seq"]
-        copy = select(*(table.c[name] for name in columns)).where(table.c.seq == row.seq)
-        await connection.execute(insert(table).from_select(columns, copy))
-        await connection.execute(delete(table).where(table.c.seq == row.seq))
-        return int(await connection.scalar(select(func.max(table.c.seq))) or 0)
-
-    async def _waits_behind(self, connection: AsyncConnection, row: Row[Any], seq: int) -> bool:
-        if row.message_key is None:
-            return False
-        table = self.tables.parked
-        lane = _same_lane(table, row.destination, row.topic, row.message_key)
-        return bool(await connection.scalar(select(exists().where(lane, table.c.state == WAITING, table.c.seq < seq))))
-
-    async def discard(self, seqs: Sequence[int]) -> int:
-        """Delete dead rows for good; what waited behind them goes on."""
-        table = self.tables.parked
-        async with self.writers.begin() as connection:
-            rows = await self._dead(connection, seqs)
-            for row in rows:
-                await connection.execute(delete(table).where(table.c.seq == row.seq))
-                await self._make_next_due(connection, (row.destination, row.topic, row.message_key))
-        return len(rows)
-
-    async def _dead(self, connection: AsyncConnection, seqs: Sequence[int]) -> list[Row[Any]]:
-        table = self.tables.parked
-        found: list[Row[Any]] = []
-        for some in _chunks(seqs):
-            query = select(table).where(table.c.seq.in_(some), table.c.state == DEAD).order_by(table.c.seq)
-            found.extend(await connection.execute(query))
-        return found
-
     async def unended(self, event_ids: Collection[str]) -> list[tuple[str, str, str, str]]:
         """Return (event id, type, destination, state) of every row of these events that has not ended."""
         outbox, parked = self.tables.outbox, self.tables.parked
         found: list[tuple[str, str, str, str]] = []
         async with self.readers.connect() as connection:
-            for some in _chunks(sorted(event_ids)):
+            for some in chunks(sorted(event_ids)):
                 here = select(outbox.c.event_id, outbox.c.type, outbox.c.destination, literal(WAITING))
                 there = select(parked.c.event_id, parked.c.type, parked.c.destination, parked.c.state)
                 both = here.where(outbox.c.event_id.in_(some)).union_all(there.where(parked.c.event_id.in_(some)))
@@ -431,42 +292,33 @@ class Store:
         return found
 
     async def unserved(self, destinations: Collection[str], age: float = 0.0) -> list[tuple[str, int]]:
-        """Return the other destinations that rows older than `age` seconds wait for, with how many."""
-        outbox, parked = self.tables.outbox, self.tables.parked
+        """Return the other destinations that rows older than `age` seconds wait for, with how many.
+
+        Of the outbox only the front of each slot is looked at: what nobody claims stays there.
+        """
+        parked = self.tables.parked
+        found: Counter[str] = Counter()
         async with self.readers.connect() as connection:
-            found: dict[str, int] = {}
-            for table, condition in ((outbox, literal(1) == 1), (parked, parked.c.state != DEAD)):
-                other = and_(table.c.destination.not_in(destinations), table.c.created_at <= self.now(-age), condition)
-                query = select(table.c.destination, func.count()).where(other).group_by(table.c.destination)
-                for destination, rows in await connection.execute(query):
-                    found[destination] = found.get(destination, 0) + rows
+            for first in range(0, self.slots, SLOTS_ASKED):
+                front = self._front(range(first, min(first + SLOTS_ASKED, self.slots)))
+                found += await self._others(connection, front, destinations, age)
+            found += await self._others(connection, parked, destinations, age, parked.c.state != DEAD)
         return sorted(found.items())
 
-    # Retention
+    def _front(self, slots: Sequence[int]) -> Any:
+        table = self.tables.outbox
+        columns = (table.c.destination, table.c.created_at)
+        fronts = (
+            select(*columns).where(table.c.slot == slot).order_by(table.c.id).limit(FRONT).subquery() for slot in slots
+        )
+        return union_all(*(select(front) for front in fronts)).subquery()
 
-    async def forget(
-        self, *, inbox: float, dead: float | None, skipping: Collection[str] = (), limit: int = 1000
-    ) -> int:
-        """Delete inbox rows, and with `dead` dead letters, older than so many seconds: at most `limit` of each.
-
-        A dead letter that blocks its key is kept: it holds back what must not overtake it.
-        """
-        table, parked = self.tables.inbox, self.tables.parked
-        old = select(table.c.handler, table.c.message_id).where(table.c.handled_at < self.now(-inbox)).limit(limit)
-        async with self.readers.connect() as connection:
-            keys = [tuple(row) for row in await connection.execute(old)]
-            letters: list[int] = []
-            if dead is not None:
-                blocks_nothing = or_(parked.c.message_key.is_(None), parked.c.destination.in_(skipping))
-                stale = (parked.c.state == DEAD, parked.c.created_at < self.now(-dead), blocks_nothing)
-                letters = list(await connection.scalars(select(parked.c.seq).where(*stale).limit(limit)))
-        if keys or letters:
-            async with self.writers.begin() as connection:
-                for some in _chunks(keys):
-                    await connection.execute(delete(table).where(tuple_(table.c.handler, table.c.message_id).in_(some)))
-                for seqs in _chunks(letters):
-                    await connection.execute(delete(parked).where(parked.c.seq.in_(seqs)))
-        return len(keys) + len(letters)
+    async def _others(
+        self, connection: AsyncConnection, rows: Any, destinations: Collection[str], age: float, *conditions: Any
+    ) -> Counter[str]:
+        old = (rows.c.destination.not_in(destinations), rows.c.created_at <= self.now(-age), *conditions)
+        query = select(rows.c.destination, func.count()).where(*old).group_by(rows.c.destination)
+        return Counter({destination: count for destination, count in await connection.execute(query)})
 
     # Settings
 
@@ -478,54 +330,22 @@ class Store:
 
     async def record(self, wanted: Mapping[str, str]) -> dict[str, str]:
         """Record settings that are not there yet, and the slots; returns all settings as they stand."""
+        try:
+            return await self._record(wanted)
+        except IntegrityError:
+            # Another process started at the same moment; now its settings are there.
+            return await self._record(wanted)
+
+    async def _record(self, wanted: Mapping[str, str]) -> dict[str, str]:
         table, slot = self.tables.settings, self.tables.slot
-        async with self.writers.begin() as connection:
+        async with self.short.begin() as connection:
             found = {row.name: row.value for row in await connection.execute(select(table))}
             missing = [{"name": name, "value": value} for name, value in wanted.items() if name not in found]
             if missing:
                 await connection.execute(insert(table), missing)
             if int(found.get("slots", self.slots)) == self.slots:
                 present = set(await connection.scalars(select(slot.c.slot)))
-                absent = [{"slot": number} for number in range(self.slots) if number not in present]
+                absent = [{"slot": number} for number in self.dialect.slots(self) if number not in present]
                 if absent:
                     await connection.execute(insert(slot), absent)
         return {**wanted, **found}
-
-
-def _claimed(number: int, row: Row[Any]) -> Claimed:
-    attempts = getattr(row, "attempts", 0)
-    lane = (row.destination, row.topic, row.message_key)
-    try:
-        headers = headers_of(row.headers)
-    except DecodingError as fault:
-        return Claimed(number, row.slot, None, fault, attempts, lane)
-    envelope = Envelope(
-        row.event_id, row.destination, row.topic, row.message_key, row.type, headers, row.payload, attempts + 1
-    )
-    return Claimed(number, row.slot, envelope, None, attempts, lane)
-
-
-def _ending(verdict: Verdict, store: Store) -> dict[str, Any]:
-    return {
-        "state": DEAD if verdict.wait is None else WAITING,
-        "attempts": verdict.row.attempts + 1,
-        "next_attempt_at": None if verdict.wait is None else store.now(verdict.wait),
-        "error": verdict.error,
-    }
-
-
-def _same_lane(table: Any, destination: str, topic: str, key: str) -> Any:
-    return and_(table.c.destination == destination, table.c.topic == topic, table.c.message_key == key)
-
-
-def _moment(table: Any) -> Any:
-    """Return when a row is due as the text that the database keeps: what was written is what a settle must find."""
-    return type_coerce(table.c.next_attempt_at, String())
-
-
-def _as_column(value: Any) -> Any:
-    return value if hasattr(value, "compile") else literal(value)
-
-
-def _chunks(values: Sequence[Any]) -> list[Sequence[Any]]:
-    return [values[start : start + CHUNK] for start in range(0, len(values), CHUNK)]

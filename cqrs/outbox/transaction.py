@@ -157,7 +157,7 @@ class Transaction:
     def begun(self, connection: Any) -> None:
         """Write the inbox row as the first statement of a delivery; a row that stands there ends the delivery."""
         if self._takes is not None:
-            self._taken = self._store.take(connection, *self._takes)
+            self._taken = self._store.inbox.take(connection, *self._takes)
             self.already_taken = not self._taken
             if self.already_taken:
                 raise AlreadyTaken

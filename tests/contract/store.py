@@ -1,6 +1,7 @@
 """What every store must do: the suite that the test class of each database inherits."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from sqlalchemy import text, update
 
 from cqrs.codec import BROKER, Envelope
 from cqrs.errors import DecodingError
-from cqrs.outbox.store import DEAD, Claimed, Counts, Probe, Store, Verdict
+from cqrs.outbox.rows import DEAD, Claimed, Counts, Probe, Verdict, View
+from cqrs.outbox.store import Claim, Lane, Nothing, Store
 
 OpenStore = Callable[[int], Awaitable[Store]]
 
@@ -26,16 +28,80 @@ async def add(store: Store, *letters: Envelope) -> None:
         await store.add(connection, letters)
 
 
+class Relays:
+    """The lanes of relays on a store, by their owner, each with what it has claimed."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lanes: dict[str, Lane] = {}
+        self.claims: dict[str, Claim] = {}
+
+    def lane(self, owner: str) -> Lane:
+        return self._lanes.setdefault(owner, self._store.lane(owner, LEASE))
+
+    async def close(self) -> None:
+        for lane in self._lanes.values():
+            await lane.close()
+
+
+_relays: dict[int, Relays] = {}
+
+
+def relays(store: Store) -> Relays:
+    return _relays.setdefault(id(store), Relays(store))
+
+
+def view(destination: str = "handler", skipping: Sequence[str] = ()) -> View:
+    return View((destination,), skipping=frozenset(skipping))
+
+
 async def claim(
     store: Store, owner: str = "one", *, skipping: Sequence[str] = (), limit: int = 100, destination: str = "handler"
 ) -> list[Claimed]:
-    """Claim the first rows; those that were held back meanwhile are not among them."""
-    found = await store.claim(owner, [destination], skipping=skipping, limit=limit, lease=LEASE)
-    return [] if found is None else list(found.rows)
+    """Claim the first rows, in the order of their ids; those that were held back meanwhile are not among them."""
+    found = await relays(store).lane(owner).claim(view(destination, skipping), limit)
+    if isinstance(found, Nothing):
+        return []
+    relays(store).claims[owner] = found
+    if not found.rows:
+        await found.settle([], [], [])
+    return sorted(found.rows, key=lambda row: row.id)
 
 
-async def due(store: Store, *, destination: str = "handler", limit: int = 100) -> tuple[str, list[Claimed]]:
-    return await store.claim_due([destination], limit=limit, lease=LEASE)
+async def settle(
+    store: Store,
+    owner: str = "one",
+    done: Sequence[Claimed] = (),
+    failed: Sequence[Verdict] = (),
+    returned: Sequence[Claimed] = (),
+) -> None:
+    await relays(store).claims[owner].settle(done, failed, returned)
+
+
+async def keep(store: Store, owner: str = "one") -> None:
+    await relays(store).claims[owner].keep()
+
+
+async def due(
+    store: Store, owner: str = "retries", *, destination: str = "handler", limit: int = 100
+) -> list[Claimed]:
+    """Claim retries that are due; what this owner claimed before is handed back."""
+    await give_back(store, owner)
+    found = await relays(store).lane(owner).retry(view(destination), limit)
+    if found is None:
+        return []
+    relays(store).claims[owner] = found
+    return list(found.rows)
+
+
+async def give_back(store: Store, owner: str) -> None:
+    held = relays(store).claims.pop(owner, None)
+    if held is not None:
+        await held.settle([], [], held.rows)
+
+
+async def end_retries(store: Store, done: Sequence[Claimed] = (), failed: Sequence[Verdict] = (), returned: Sequence[Claimed] = ()) -> None:
+    await relays(store).claims.pop("retries").settle(done, failed, returned)
 
 
 def refused(row: Claimed, wait: float | None = 30.0, *, blocks: bool = True, error: str = "Boom: no") -> Verdict:
@@ -49,7 +115,18 @@ def numbers(rows: Sequence[Claimed]) -> list[int]:
 async def park(store: Store, wait: float | None = 30.0, *, blocks: bool = True, skipping: Sequence[str] = ()) -> None:
     """Let the first row of the outbox fail."""
     first, *_ = await claim(store, skipping=skipping)
-    await store.settle("one", [], [refused(first, wait, blocks=blocks)])
+    await settle(store, "one", [], [refused(first, wait, blocks=blocks)])
+
+
+OTHER_LANES = [
+    letter(2, "b"),
+    letter(2, "A"),
+    letter(2, "a "),
+    letter(2, None),
+    letter(2, topic="stock"),
+    letter(2, topic="Orders"),
+]
+"""Rows that are not of the lane of `letter(1)`."""
 
 
 class StoreContract:
@@ -57,6 +134,14 @@ class StoreContract:
 
     Stores of one test share one database; it is empty at first.
     """
+
+    @pytest.fixture(autouse=True)
+    async def hand_back(self, open_store: OpenStore) -> AsyncIterator[None]:
+        """Close the lanes of a test before its stores."""
+        yield
+        for found in _relays.values():
+            await found.close()
+        _relays.clear()
 
     @pytest.fixture
     async def store(self, open_store: OpenStore) -> Store:
@@ -89,7 +174,7 @@ class StoreContract:
     async def test_a_row_that_is_added_when_the_table_is_empty_again_has_a_higher_id(self, store: Store):
         await add(store, letter(1))
         before = await claim(store)
-        await store.settle("one", before, [])
+        await settle(store, "one", before, [])
         await add(store, letter(2))
         (after,) = await claim(store)
         assert after.id > before[0].id
@@ -106,7 +191,7 @@ class StoreContract:
     # Claiming
 
     async def test_an_empty_outbox_gives_no_claim(self, store: Store):
-        assert await store.claim("one", ["handler"], skipping=(), limit=100, lease=LEASE) is None
+        assert await relays(store).lane("one").claim(view(), 100) is Nothing.IDLE
 
     async def test_rows_of_destinations_that_are_not_asked_for_are_left_alone(self, store: Store):
         await add(store, letter(1, destination="other"), letter(2))
@@ -114,7 +199,7 @@ class StoreContract:
 
     async def test_a_slot_whose_rows_are_all_for_others_is_not_taken(self, store: Store):
         await add(store, letter(1, destination="other"))
-        assert await store.claim("one", ["handler"], skipping=(), limit=100, lease=LEASE) is None
+        assert await relays(store).lane("one").claim(view(), 100) is Nothing.IDLE
 
     async def test_a_claim_has_no_more_rows_than_asked_for(self, store: Store):
         await add(store, *(letter(number) for number in range(5)))
@@ -124,11 +209,6 @@ class StoreContract:
         await add(store, letter(1))
         await claim(store, "one")
         assert await claim(store, "two") == []
-
-    async def test_a_relay_may_claim_its_own_slots_again(self, store: Store):
-        await add(store, letter(1))
-        await claim(store, "one")
-        assert numbers(await claim(store, "one")) == [1]
 
     async def test_a_relay_takes_half_of_the_slots_that_have_work(self, open_store: OpenStore):
         store = await open_store(16)
@@ -143,28 +223,6 @@ class StoreContract:
         assert [len({row.slot for row in rows}) for rows in claims] == [8, 4, 2]
         slots = [row.slot for rows in claims for row in rows]
         assert len(set(slots)) == 14
-
-    async def test_a_slot_whose_lease_ran_out_is_free(self, store: Store):
-        await add(store, letter(1))
-        await claim(store, "one")
-        store.ahead += LEASE + 1
-        assert numbers(await claim(store, "two")) == [1]
-
-    async def test_a_renewed_lease_keeps_others_away(self, store: Store):
-        await add(store, letter(1))
-        await claim(store, "one")
-        store.ahead += LEASE - 1
-        await store.renew("one", LEASE)
-        store.ahead += LEASE - 1
-        assert await claim(store, "two") == []
-
-    async def test_renewing_holds_no_slots_of_others(self, store: Store):
-        await add(store, letter(1))
-        await claim(store, "one")
-        store.ahead += LEASE - 1
-        await store.renew("two", LEASE)
-        store.ahead += 2
-        assert numbers(await claim(store, "two")) == [1]
 
     async def test_a_row_whose_headers_cannot_be_read_comes_with_the_reason(self, store: Store):
         await add(store, letter(1))
@@ -182,24 +240,24 @@ class StoreContract:
 
     async def test_delivered_rows_are_gone(self, store: Store):
         await add(store, letter(1), letter(2))
-        await store.settle("one", await claim(store), [])
+        await settle(store, "one", await claim(store), [])
         assert await store.counts() == NOTHING
 
     async def test_settling_gives_the_slots_back(self, store: Store):
         await add(store, letter(1), letter(2))
-        await store.settle("one", (await claim(store, "one"))[:1], [])
+        await settle(store, "one", (await claim(store, "one"))[:1], [])
         assert numbers(await claim(store, "two")) == [2]
 
     async def test_what_was_not_sent_stays_where_it_is_without_an_attempt(self, store: Store):
         await add(store, letter(1))
         await claim(store)
-        await store.settle("one", [], [])
+        await settle(store, "one", [], [])
         (row,) = await claim(store)
         assert (row.attempts, row.envelope) == (0, letter(1))
 
     async def test_a_batch_of_any_size_is_settled_at_once(self, store: Store):
         await add(store, *(letter(number) for number in range(1001)))
-        await store.settle("one", await claim(store, limit=1001), [])
+        await settle(store, "one", await claim(store, limit=1001), [])
         assert await store.counts() == NOTHING
 
     async def test_a_row_that_failed_waits(self, store: Store):
@@ -215,57 +273,20 @@ class StoreContract:
     async def test_a_dead_row_keeps_all_that_it_had_and_its_error(self, store: Store):
         await add(store, letter(1))
         await park(store, None)
-        (row,) = await store.parked({"state": DEAD}, 10)
+        (row,) = await store.parked.find({"state": DEAD}, 10)
         kept = (row.event_id, row.destination, row.topic, row.message_key, row.type, row.payload)
         assert kept == ("event-1", "handler", "orders", "a", "Happened", b"1")
         assert (row.attempts, row.error) == (1, "Boom: no")
-
-    async def test_a_failure_in_a_slot_that_was_lost_is_left_to_its_new_owner(self, store: Store):
-        await add(store, letter(1))
-        (row,) = await claim(store, "one")
-        store.ahead += LEASE + 1
-        await claim(store, "two")
-        await store.settle("one", [], [refused(row)])
-        assert await store.counts() == Counts(outbox=1, waiting=0, dead=0, scheduled=0)
-
-    async def test_a_failure_in_a_slot_whose_lease_ran_out_is_left_although_nobody_took_it(self, store: Store):
-        await add(store, letter(1))
-        (row,) = await claim(store, "one")
-        store.ahead += LEASE + 1
-        await store.settle("one", [], [refused(row)])
-        assert await store.counts() == Counts(outbox=1, waiting=0, dead=0, scheduled=0)
-
-    async def test_what_was_delivered_in_a_slot_that_was_lost_is_gone(self, store: Store):
-        await add(store, letter(1))
-        rows = await claim(store, "one")
-        store.ahead += LEASE + 1
-        await claim(store, "two")
-        await store.settle("one", rows, [])
-        assert await store.counts() == NOTHING
-
-    async def test_settling_gives_no_slots_of_others_back(self, store: Store):
-        await add(store, letter(1))
-        await claim(store, "one")
-        store.ahead += LEASE + 1
-        await claim(store, "two")
-        await store.settle("one", [], [])
-        assert await claim(store, "three") == []
-
-    async def test_settling_twice_changes_nothing(self, store: Store):
-        await add(store, letter(1))
-        (row,) = await claim(store)
-        await store.settle("one", [], [refused(row)])
-        await store.settle("one", [row], [refused(row)])
-        assert await store.counts() == Counts(outbox=0, waiting=1, dead=0, scheduled=0)
 
     # Holding back
 
     async def test_a_row_behind_one_that_waits_is_held_back(self, store: Store):
         await add(store, letter(1), letter(2))
         await park(store)
-        found = await store.claim("one", ["handler"], skipping=(), limit=100, lease=LEASE)
-        assert found is not None
+        found = await relays(store).lane("one").claim(view(), 100)
+        assert not isinstance(found, Nothing)
         assert (list(found.rows), found.held_back) == ([], 1)
+        await found.settle([], [], [])
         assert await store.counts() == Counts(outbox=0, waiting=2, dead=0, scheduled=0)
 
     async def test_a_row_behind_a_dead_one_is_held_back(self, store: Store):
@@ -279,18 +300,7 @@ class StoreContract:
         await park(store, None, blocks=False)
         assert numbers(await claim(store, skipping=["handler"])) == [2]
 
-    @pytest.mark.parametrize(
-        "other",
-        [
-            letter(2, "b"),
-            letter(2, "A"),
-            letter(2, "a "),
-            letter(2, None),
-            letter(2, topic="stock"),
-            letter(2, topic="Orders"),
-        ],
-        ids=["key", "case", "blank", "keyless", "topic", "topic's case"],
-    )
+    @pytest.mark.parametrize("other", OTHER_LANES, ids=lambda other: f"{other.topic}-{other.key}")
     async def test_rows_of_another_lane_are_not_held_back(self, store: Store, other: Envelope):
         await add(store, letter(1), other)
         await park(store, None)
@@ -308,7 +318,7 @@ class StoreContract:
 
     async def test_many_parked_keys_hold_back_their_rows(self, store: Store):
         await add(store, *(letter(number, f"k{number}") for number in range(450)))
-        await store.settle("one", [], [refused(row) for row in await claim(store, limit=450)])
+        await settle(store, "one", [], [refused(row) for row in await claim(store, limit=450)])
         await add(store, *(letter(number, f"k{number}") for number in range(450)))
         assert await claim(store, limit=450) == []
         assert await store.counts() == Counts(outbox=0, waiting=900, dead=0, scheduled=0)
@@ -318,21 +328,21 @@ class StoreContract:
         await park(store, None)
         await claim(store)
         store.ahead += 1000
-        assert (await due(store))[1] == []
+        assert await due(store) == []
 
     # Retrying
 
     async def test_a_row_is_due_when_its_wait_is_over(self, store: Store):
         await add(store, letter(1))
         await park(store, 30.0)
-        assert (await due(store))[1] == []
+        assert await due(store) == []
         store.ahead += 31
-        assert numbers((await due(store))[1]) == [1]
+        assert numbers(await due(store)) == [1]
 
     async def test_a_retry_knows_which_attempt_it_is(self, store: Store):
         await add(store, letter(1))
         await park(store, 0.0)
-        _, (row,) = await due(store)
+        (row,) = await due(store)
         assert row.envelope is not None
         assert (row.attempts, row.envelope.attempt) == (1, 2)
 
@@ -340,143 +350,95 @@ class StoreContract:
         await add(store, letter(1))
         await park(store, None)
         store.ahead += 10_000
-        assert (await due(store))[1] == []
+        assert await due(store) == []
 
     async def test_retries_for_destinations_that_are_not_asked_for_are_left_alone(self, store: Store):
         await add(store, letter(1))
         await park(store, 0.0)
-        assert (await due(store, destination="other"))[1] == []
+        assert await due(store, destination="other") == []
 
     async def test_no_more_retries_are_claimed_than_asked_for(self, store: Store):
         await add(store, letter(1, "a"), letter(2, "b"))
         await park(store, 0.0)
         await park(store, 0.0)
-        assert len((await due(store, limit=1))[1]) == 1
+        assert len(await due(store, limit=1)) == 1
 
     async def test_a_claimed_retry_is_no_other_relays(self, store: Store):
         await add(store, letter(1))
         await park(store, 0.0)
-        await due(store)
-        assert (await due(store))[1] == []
-
-    async def test_a_claimed_retry_whose_lease_ran_out_is_due_again(self, store: Store):
-        await add(store, letter(1))
-        await park(store, 0.0)
-        await due(store)
-        store.ahead += LEASE + 1
-        assert numbers((await due(store))[1]) == [1]
-
-    async def test_a_renewed_retry_keeps_others_away(self, store: Store):
-        await add(store, letter(1))
-        await park(store, 0.0)
-        token, rows = await due(store)
-        store.ahead += LEASE - 1
-        await store.renew_due(token, rows, LEASE)
-        store.ahead += LEASE - 1
-        assert (await due(store))[1] == []
-
-    async def test_a_renewed_retry_is_settled_by_its_new_token(self, store: Store):
-        await add(store, letter(1))
-        await park(store, 0.0)
-        token, rows = await due(store)
-        store.ahead += 1
-        token = await store.renew_due(token, rows, LEASE)
-        await store.settle_due(token, rows, [], [])
-        assert await store.counts() == NOTHING
-
-    async def test_a_retry_that_was_taken_over_is_not_renewed(self, store: Store):
-        await add(store, letter(1))
-        await park(store, 0.0)
-        old, rows = await due(store)
-        store.ahead += LEASE + 1
-        new, again = await due(store)
-        await store.renew_due(old, rows, LEASE)
-        await store.settle_due(new, again, [], [])
-        assert await store.counts() == NOTHING
-
-    @pytest.mark.parametrize("end", ["done", "failed", "returned"])
-    async def test_a_retry_that_was_taken_over_is_not_settled(self, store: Store, end: str):
-        await add(store, letter(1))
-        await park(store, 0.0)
-        old, rows = await due(store)
-        store.ahead += LEASE + 1
-        new, again = await due(store)
-        ends: dict[str, Sequence[Any]] = {"done": (), "failed": (), "returned": ()}
-        ends[end] = [refused(rows[0], None)] if end == "failed" else rows
-        await store.settle_due(old, *ends.values())
-        await store.settle_due(new, [], [refused(again[0], None)], [])
-        assert await store.counts() == Counts(outbox=0, waiting=0, dead=1, scheduled=0)
+        await due(store, "one")
+        assert await due(store, "two") == []
 
     async def test_a_retry_that_was_delivered_is_gone(self, store: Store):
         await add(store, letter(1))
         await park(store, 0.0)
-        token, rows = await due(store)
-        await store.settle_due(token, rows, [], [])
+        rows = await due(store)
+        await end_retries(store, rows, [], [])
         assert await store.counts() == NOTHING
 
     async def test_a_retry_that_failed_again_waits_again(self, store: Store):
         await add(store, letter(1))
         await park(store, 0.0)
-        token, (row,) = await due(store)
-        await store.settle_due(token, [], [refused(row, 30.0, error="Boom: again")], [])
-        assert (await due(store))[1] == []
+        (row,) = await due(store)
+        await end_retries(store, [], [refused(row, 30.0, error="Boom: again")], [])
+        assert await due(store) == []
         store.ahead += 31
-        _, (row,) = await due(store)
+        (row,) = await due(store)
         assert row.attempts == 2
 
     async def test_a_retry_keeps_its_last_error(self, store: Store):
         await add(store, letter(1))
         await park(store, 0.0)
-        token, (row,) = await due(store)
-        await store.settle_due(token, [], [refused(row, None, error="Boom: again")], [])
-        (row,) = await store.parked({}, 10)
+        (row,) = await due(store)
+        await end_retries(store, [], [refused(row, None, error="Boom: again")], [])
+        (row,) = await store.parked.find({}, 10)
         assert row.error == "Boom: again"
 
     async def test_a_retry_that_was_not_tried_is_due_at_once_without_an_attempt(self, store: Store):
         await add(store, letter(1))
         await park(store, 0.0)
-        token, rows = await due(store)
-        await store.settle_due(token, [], [], rows)
-        _, (row,) = await due(store)
+        rows = await due(store)
+        await end_retries(store, [], [], rows)
+        (row,) = await due(store)
         assert row.attempts == 1
 
     async def test_a_delivered_retry_makes_the_next_of_its_key_due(self, store: Store):
         await add(store, letter(1), letter(2), letter(3))
         await park(store, 0.0)
         await claim(store)
-        token, rows = await due(store)
+        rows = await due(store)
         assert numbers(rows) == [1]
-        await store.settle_due(token, rows, [], [])
-        token, rows = await due(store)
+        await end_retries(store, rows, [], [])
+        rows = await due(store)
         assert numbers(rows) == [2]
-        await store.settle_due(token, rows, [], [])
-        assert numbers((await due(store))[1]) == [3]
+        await end_retries(store, rows, [], [])
+        assert numbers(await due(store)) == [3]
 
     async def test_a_row_that_was_held_back_begins_with_its_first_attempt(self, store: Store):
         await add(store, letter(1), letter(2))
         await park(store, 0.0)
         await claim(store)
-        token, rows = await due(store)
-        await store.settle_due(token, rows, [], [])
-        _, (row,) = await due(store)
-        assert row.envelope == letter(2)
+        rows = await due(store)
+        await end_retries(store, rows, [], [])
+        (row,) = await due(store)
+        assert row.envelope == replace(letter(2), parked=True)
 
     async def test_a_retry_that_dies_holds_back_the_next_of_its_key(self, store: Store):
         await add(store, letter(1), letter(2))
         await park(store, 0.0)
         await claim(store)
-        token, (row,) = await due(store)
-        await store.settle_due(token, [], [refused(row, None)], [])
+        (row,) = await due(store)
+        await end_retries(store, [], [refused(row, None)], [])
         store.ahead += 1000
-        assert (await due(store))[1] == []
+        assert await due(store) == []
 
     async def test_a_retry_that_dies_without_blocking_lets_the_next_of_its_key_go_on(self, store: Store):
         await add(store, letter(1), letter(2))
         await park(store, 0.0)
         await claim(store)
-        token, (row,) = await due(store)
-        await store.settle_due(token, [], [refused(row, None, blocks=False)], [])
-        assert numbers((await due(store))[1]) == [2]
+        (row,) = await due(store)
+        await end_retries(store, [], [refused(row, None, blocks=False)], [])
+        assert numbers(await due(store)) == [2]
 
     async def test_a_retry_that_cannot_be_read_lets_the_next_of_its_key_go_on_when_it_dies_without_blocking(
         self, store: Store
@@ -486,38 +448,38 @@ class StoreContract:
         await self.spoil_headers(store)
         await add(store, letter(2))
         await claim(store)
-        token, (row,) = await due(store)
-        await store.settle_due(token, [], [refused(row, None, blocks=False)], [])
-        assert numbers((await due(store))[1]) == [2]
+        (row,) = await due(store)
+        await end_retries(store, [], [refused(row, None, blocks=False)], [])
+        assert numbers(await due(store)) == [2]
 
     async def test_the_end_of_a_keys_last_retry_lets_the_outbox_go_on(self, store: Store):
         await add(store, letter(1))
         await park(store, 0.0)
-        token, rows = await due(store)
-        await store.settle_due(token, rows, [], [])
+        rows = await due(store)
+        await end_retries(store, rows, [], [])
         await add(store, letter(2))
         assert numbers(await claim(store)) == [2]
 
     # What is to do
 
     async def test_an_empty_database_has_nothing_to_do(self, store: Store):
-        assert await store.probe(["handler"]) == Probe(outbox=False, due=None)
+        assert await relays(store).lane("looks").probe(view("handler"), {}) == Probe(outbox=False, due=None)
 
     async def test_a_probe_tells_that_there_are_rows(self, store: Store):
         await add(store, letter(1))
-        assert await store.probe(["handler"]) == Probe(outbox=True, due=None)
+        assert await relays(store).lane("looks").probe(view("handler"), {}) == Probe(outbox=True, due=None)
 
     async def test_a_probe_does_not_look_at_rows_of_others(self, store: Store):
         await add(store, letter(1), letter(2, destination="other"))
         await park(store)
-        assert await store.probe(["third"]) == Probe(outbox=False, due=None)
+        assert await relays(store).lane("looks").probe(view("third"), {}) == Probe(outbox=False, due=None)
 
     async def test_a_probe_tells_the_time_until_the_first_retry(self, store: Store):
         await add(store, letter(1, "a"), letter(2, "b"))
         await park(store, 500.0)
         await park(store, 100.0)
         store.ahead += 50
-        found = await store.probe(["handler"])
+        found = await relays(store).lane("looks").probe(view("handler"), {})
         assert found.due is not None
         assert 0.0 < found.due <= 50.1
 
@@ -525,7 +487,7 @@ class StoreContract:
         await add(store, letter(1))
         await park(store, 1.0)
         store.ahead += 5
-        found = await store.probe(["handler"])
+        found = await relays(store).lane("looks").probe(view("handler"), {})
         assert found.due is not None
         assert found.due <= 0
 
@@ -533,13 +495,13 @@ class StoreContract:
         await add(store, letter(1), letter(2))
         await park(store, None)
         await claim(store)
-        assert await store.probe(["handler"]) == Probe(outbox=False, due=None)
+        assert await relays(store).lane("looks").probe(view("handler"), {}) == Probe(outbox=False, due=None)
 
     # The inbox
 
     async def take(self, store: Store, handler: str, message_id: str) -> bool:
         async with store.writers.begin() as connection:
-            return await connection.run_sync(store.take, handler, message_id)
+            return await connection.run_sync(store.inbox.take, handler, message_id)
 
     async def test_a_message_is_taken_once(self, store: Store):
         assert await self.take(store, "handler", "event-1")
@@ -553,26 +515,28 @@ class StoreContract:
 
     async def test_a_message_whose_transaction_was_rolled_back_was_not_taken(self, store: Store):
         async with store.writers.connect() as connection:
-            await connection.run_sync(store.take, "handler", "event-1")
+            await connection.run_sync(store.inbox.take, "handler", "event-1")
             await connection.rollback()
-        assert not await store.has_taken("handler", "event-1")
+        assert not await store.inbox.has_taken("handler", "event-1")
 
     async def test_the_inbox_says_whether_a_handler_has_taken_a_message(self, store: Store):
         await self.take(store, "handler", "event-1")
-        assert await store.has_taken("handler", "event-1")
-        assert not await store.has_taken("other", "event-1")
-        assert not await store.has_taken("handler", "event-2")
+        assert await store.inbox.has_taken("handler", "event-1")
+        assert not await store.inbox.has_taken("other", "event-1")
+        assert not await store.inbox.has_taken("handler", "event-2")
 
     async def test_the_inbox_says_which_of_many_messages_were_taken_by_whom(self, store: Store):
         await self.take(store, "handler", "event-1")
         await self.take(store, "other", "event-900")
-        assert await store.taken([letter(number) for number in range(901)]) == {
+        await self.take(store, "third", "event-2")
+        asked = [*(letter(number) for number in range(900)), letter(900, destination="other")]
+        assert await store.inbox.taken(asked) == {
             ("handler", "event-1"),
             ("other", "event-900"),
         }
 
     async def test_of_no_messages_none_was_taken(self, store: Store):
-        assert await store.taken([]) == set()
+        assert await store.inbox.taken([]) == set()
 
     # Looking
 
@@ -580,15 +544,15 @@ class StoreContract:
         await add(store, letter(1, "a"), letter(2, "b"), letter(3, "c"))
         for _ in range(3):
             await park(store, None)
-        assert [row.event_id for row in await store.parked({}, 2)] == ["event-1", "event-2"]
-        assert [row.event_id for row in await store.parked({"message_key": "c"}, 2)] == ["event-3"]
+        assert [row.event_id for row in await store.parked.find({}, 2)] == ["event-1", "event-2"]
+        assert [row.event_id for row in await store.parked.find({"message_key": "c"}, 2)] == ["event-3"]
 
     async def test_what_has_not_ended_is_told_with_its_state(self, store: Store):
         await add(store, letter(1, "a"), letter(2, "b"), letter(3, "c"), letter(4, "d"))
         await park(store, None)
         await park(store, 30.0)
         first, *_ = await claim(store)
-        await store.settle("one", [first], [])
+        await settle(store, "one", [first], [])
         found = await store.unended([f"event-{number}" for number in range(1000)])
         assert sorted(found) == [
             ("event-1", "Happened", "handler", "dead"),
@@ -624,89 +588,89 @@ class StoreContract:
     # Replaying
 
     async def seqs(self, store: Store) -> list[int]:
-        return [row.seq for row in await store.parked({"state": DEAD}, 1000)]
+        return [row.seq for row in await store.parked.find({"state": DEAD}, 1000)]
 
     async def test_a_replayed_row_is_due_at_once_with_all_attempts_before_it(self, store: Store):
         await add(store, letter(1))
         await park(store, None)
-        assert await store.replay(await self.seqs(store), ()) == 1
-        _, (row,) = await due(store)
-        assert (row.attempts, row.envelope) == (0, letter(1))
+        assert await store.parked.replay(await self.seqs(store), ()) == 1
+        (row,) = await due(store)
+        assert (row.attempts, row.envelope) == (0, replace(letter(1), parked=True))
 
     async def test_only_dead_rows_are_replayed(self, store: Store):
         await add(store, letter(1))
         await park(store, 30.0)
-        (row,) = await store.parked({}, 1)
-        assert await store.replay([row.seq, row.seq + 1], ()) == 0
-        assert (await due(store))[1] == []
+        (row,) = await store.parked.find({}, 1)
+        assert await store.parked.replay([row.seq, row.seq + 1], ()) == 0
+        assert await due(store) == []
 
     async def test_a_replayed_row_goes_before_what_it_held_back(self, store: Store):
         await add(store, letter(1), letter(2))
         await park(store, None)
         await claim(store)
-        await store.replay(await self.seqs(store), ())
-        token, rows = await due(store)
+        await store.parked.replay(await self.seqs(store), ())
+        rows = await due(store)
         assert numbers(rows) == [1]
-        await store.settle_due(token, rows, [], [])
-        assert numbers((await due(store))[1]) == [2]
+        await end_retries(store, rows, [], [])
+        assert numbers(await due(store)) == [2]
 
     async def test_a_replayed_row_that_held_back_nothing_joins_the_tail_of_its_key(self, store: Store):
         await add(store, letter(1), letter(2), letter(3))
         await park(store, None, blocks=False)
         await park(store, 0.0, blocks=False, skipping=["handler"])
         await claim(store, skipping=["handler"])
-        await store.replay(await self.seqs(store), ["handler"])
+        await store.parked.replay(await self.seqs(store), ["handler"])
         order = []
         for _ in range(3):
-            token, rows = await due(store)
+            rows = await due(store)
             order += numbers(rows)
-            await store.settle_due(token, rows, [], [])
+            await end_retries(store, rows, [], [])
         assert order == [2, 3, 1]
 
     async def test_several_rows_of_a_key_are_replayed_one_after_the_other(self, store: Store):
         await add(store, letter(1), letter(2))
         await park(store, None, blocks=False)
         await park(store, None, blocks=False, skipping=["handler"])
-        assert await store.replay(await self.seqs(store), ["handler"]) == 2
-        token, rows = await due(store)
+        assert await store.parked.replay(await self.seqs(store), ["handler"]) == 2
+        rows = await due(store)
         assert numbers(rows) == [1]
-        await store.settle_due(token, rows, [], [])
-        assert numbers((await due(store))[1]) == [2]
+        await end_retries(store, rows, [], [])
+        assert numbers(await due(store)) == [2]
 
     @pytest.mark.parametrize("skipping", [(), ("handler",)])
     async def test_rows_without_a_key_are_replayed_side_by_side(self, store: Store, skipping: tuple[str, ...]):
         await add(store, letter(1, None), letter(2, None))
         await park(store, None)
         await park(store, None)
-        assert await store.replay(await self.seqs(store), skipping) == 2
-        assert sorted(numbers((await due(store))[1])) == [1, 2]
+        assert await store.parked.replay(await self.seqs(store), skipping) == 2
+        assert sorted(numbers(await due(store))) == [1, 2]
 
     # Discarding
 
     async def test_a_discarded_row_is_gone(self, store: Store):
         await add(store, letter(1))
         await park(store, None)
-        assert await store.discard(await self.seqs(store)) == 1
+        assert await store.parked.discard(await self.seqs(store)) == 1
         assert await store.counts() == NOTHING
 
     async def test_only_dead_rows_are_discarded(self, store: Store):
         await add(store, letter(1))
         await park(store, 30.0)
-        (row,) = await store.parked({}, 1)
-        assert await store.discard([row.seq]) == 0
+        (row,) = await store.parked.find({}, 1)
+        assert await store.parked.discard([row.seq]) == 0
         assert await store.counts() == Counts(outbox=0, waiting=1, dead=0, scheduled=0)
 
     async def test_a_discarded_row_lets_the_next_of_its_key_go_on(self, store: Store):
         await add(store, letter(1), letter(2), letter(3))
         await park(store, None)
         await claim(store)
-        await store.discard(await self.seqs(store))
-        assert numbers((await due(store))[1]) == [2]
+        await store.parked.discard(await self.seqs(store))
+        assert numbers(await due(store)) == [2]
 
     async def test_a_discarded_row_lets_the_outbox_go_on(self, store: Store):
         await add(store, letter(1), letter(2))
         await park(store, None)
-        await store.discard(await self.seqs(store))
+        await store.parked.discard(await self.seqs(store))
         assert numbers(await claim(store)) == [2]
 
     async def test_a_discarded_row_with_unreadable_headers_lets_the_next_of_its_key_go_on(self, store: Store):
@@ -715,8 +679,8 @@ class StoreContract:
         await self.spoil_headers(store)
         await add(store, letter(2))
         await claim(store)
-        await store.discard(await self.seqs(store))
-        assert numbers((await due(store))[1]) == [2]
+        await store.parked.discard(await self.seqs(store))
+        assert numbers(await due(store)) == [2]
 
     async def test_heads_that_nothing_stands_before_are_woken(self, store: Store):
         await add(store, letter(1), letter(2), letter(3))
@@ -724,22 +688,22 @@ class StoreContract:
         await claim(store)
         async with store.writers.begin() as connection:
             await connection.execute(text("DELETE FROM cqrs_parked WHERE state = 'dead'"))
-        await store.wake_heads(())
-        assert numbers((await due(store))[1]) == [2]
+        await store.parked.wake_heads(())
+        assert numbers(await due(store)) == [2]
 
     async def test_heads_behind_a_dead_row_that_blocks_are_not_woken(self, store: Store):
         await add(store, letter(1), letter(2))
         await park(store, None)
         await claim(store)
-        await store.wake_heads(())
-        assert (await due(store))[1] == []
+        await store.parked.wake_heads(())
+        assert await due(store) == []
 
     async def test_heads_behind_a_dead_row_that_blocks_no_longer_are_woken(self, store: Store):
         await add(store, letter(1), letter(2))
         await park(store, None)
         await claim(store)
-        await store.wake_heads(["handler"])
-        assert numbers((await due(store))[1]) == [2]
+        await store.parked.wake_heads(["handler"])
+        assert numbers(await due(store)) == [2]
 
     # Retention
 
@@ -747,23 +711,23 @@ class StoreContract:
         await self.take(store, "handler", "old")
         store.ahead += 100
         await self.take(store, "handler", "young")
-        assert await store.forget(inbox=50, dead=None) == 1
-        assert not await store.has_taken("handler", "old")
-        assert await store.has_taken("handler", "young")
+        assert await store.inbox.forget(inbox=50, dead=None) == 1
+        assert not await store.inbox.has_taken("handler", "old")
+        assert await store.inbox.has_taken("handler", "young")
 
     async def test_no_more_is_forgotten_at_once_than_the_limit(self, store: Store):
         for number in range(3):
             await self.take(store, "handler", f"event-{number}")
         store.ahead += 100
-        assert await store.forget(inbox=50, dead=None, limit=2) == 2
-        assert await store.forget(inbox=50, dead=None, limit=2) == 1
-        assert await store.forget(inbox=50, dead=None, limit=2) == 0
+        assert await store.inbox.forget(inbox=50, dead=None, limit=2) == 2
+        assert await store.inbox.forget(inbox=50, dead=None, limit=2) == 1
+        assert await store.inbox.forget(inbox=50, dead=None, limit=2) == 0
 
     async def test_dead_letters_are_kept_unless_asked(self, store: Store):
         await add(store, letter(1, None))
         await park(store, None)
         store.ahead += 10**9
-        assert await store.forget(inbox=50, dead=None) == 0
+        assert await store.inbox.forget(inbox=50, dead=None) == 0
         assert (await store.counts()).dead == 1
 
     @pytest.mark.parametrize(("key", "skipping"), [(None, ()), ("a", ("handler",))])
@@ -773,27 +737,27 @@ class StoreContract:
         await add(store, letter(1, key))
         await park(store, None)
         store.ahead += 100
-        assert await store.forget(inbox=500, dead=50, skipping=skipping) == 1
+        assert await store.inbox.forget(inbox=500, dead=50, skipping=skipping) == 1
         assert await store.counts() == NOTHING
 
     async def test_a_dead_letter_that_blocks_its_key_is_never_forgotten(self, store: Store):
         await add(store, letter(1), letter(2))
         await park(store, None)
         store.ahead += 10**6
-        assert await store.forget(inbox=1, dead=1) == 0
+        assert await store.inbox.forget(inbox=1, dead=1) == 0
         assert await claim(store) == []
 
     async def test_young_dead_letters_are_kept(self, store: Store):
         await add(store, letter(1, None))
         await park(store, None)
         store.ahead += 40
-        assert await store.forget(inbox=500, dead=50) == 0
+        assert await store.inbox.forget(inbox=500, dead=50) == 0
 
     async def test_rows_that_wait_are_never_forgotten(self, store: Store):
         await add(store, letter(1, None), letter(2, "b"))
         await park(store, 30.0)
         store.ahead += 10**6
-        assert await store.forget(inbox=1, dead=1, skipping=["handler"]) == 0
+        assert await store.inbox.forget(inbox=1, dead=1, skipping=["handler"]) == 0
 
     # Settings
 

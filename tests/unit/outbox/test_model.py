@@ -4,7 +4,9 @@ import asyncio
 import shutil
 import tempfile
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import cqrs
+from cqrs.outbox.leases import LeasedRetries, LeasedSlots
 from cqrs.outbox.relay import Relay
 from cqrs.outbox.storage import Storage
 
@@ -94,24 +97,17 @@ class World:
         """Replace a relay by that of a new process: what the old one claimed stays claimed until its lease ends."""
         storage = self.storage(number)
         old = storage.relay
-        storage.relay = Relay(storage.store, old._publishers, end=old._end, skipping=old._skipping, pace=old._pace)
+        storage.relay = Relay(storage.store, old._publishers, end=old._end, skipping=storage._skipping, pace=old._pace)
 
     async def kill_before_settling(self, number: int) -> None:
-        store = self.storage(number).store
-        relay = self.storage(number).relay
-
         async def die(*_: object) -> None:
             raise Killed
 
-        store.settle = store.settle_due = die  # type: ignore[method-assign]
-        try:
+        relay = self.storage(number).relay
+        with patch.object(LeasedSlots, "settle", die), patch.object(LeasedRetries, "settle", die), suppress(Killed):
             await relay.relay_outbox()
             await relay.relay_due()
-        except Killed:
-            pass
-        finally:
-            del store.settle, store.settle_due
-            self.restart(number)
+        self.restart(number)
 
     def advance(self, seconds: float) -> None:
         for number in range(2):

@@ -1,7 +1,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,8 +9,11 @@ import pytest
 
 from cqrs.codec import Envelope
 from cqrs.errors import DecodingError
-from cqrs.outbox.relay import Failed, Fate, Outcome, Pace, Publisher, Relay, describe
-from cqrs.outbox.store import Claim, Claimed, Probe, Verdict
+from cqrs.outbox import circuits
+from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher, Unavailable
+from cqrs.outbox.relay import Pace, Relay, describe
+from cqrs.outbox.rows import Claimed, Probe, Verdict, View
+from cqrs.outbox.store import Nothing
 from tests.unit.outbox.support import until
 
 QUIET = Pace(idle=1000.0, lease=1000.0, grace=10.0)
@@ -25,55 +28,86 @@ class Killed(BaseException):
 
 
 class FakeStore:
-    """A store of lists: what is claimed is gone, what is settled is noted."""
+    """A store of lists, and its only lane: what is claimed is gone, what is settled is noted."""
+
+    floors: Mapping[int, int] = {}
 
     def __init__(self) -> None:
         self.outbox: deque[Claimed] = deque()
         self.parked: deque[Claimed] = deque()
         self.next_due: float | None = None
         self.faults: deque[Exception] = deque()
+        self.views: list[View] = []
+        self.busy = False
         self.claims = 0
         self.due_claims = 0
         self.probes = 0
         self.renewals = 0
+        self.closed = 0
         self.settled: list[tuple[list[int], list[Verdict]]] = []
-        self.settled_due: list[tuple[str, list[int], list[Verdict], list[int]]] = []
+        self.settled_due: list[tuple[list[int], list[Verdict], list[int]]] = []
         self.claiming: Callable[[], None] = lambda: None
 
-    async def probe(self, destinations: Sequence[str]) -> Probe:
+    def lane(self, owner: str, lease: float) -> Any:
+        return self
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    async def probe(self, view: View, floors: Mapping[int, int]) -> Probe:
         self.probes += 1
         return Probe(bool(self.outbox), 0.0 if self.parked else self.next_due)
 
-    async def claim(self, owner: str, destinations: Sequence[str], **_: Any) -> Claim | None:
+    async def claim(self, view: View, limit: int) -> Any:
         self.claims += 1
+        self.views.append(view)
         if self.faults:
             raise self.faults.popleft()
-        rows = list(self.outbox)
-        self.outbox.clear()
+        rows = [row for row in self.outbox if shows(view, row)][:limit]
+        for row in rows:
+            self.outbox.remove(row)
         self.claiming()
         await asyncio.sleep(0)
-        return Claim(rows) if rows else None
+        if self.busy:
+            return Nothing.BUSY
+        return FakeClaim(self, rows, self.settle) if rows else Nothing.IDLE
 
-    async def renew(self, owner: str, lease: float) -> None:
+    async def retry(self, view: View, limit: int) -> Any:
+        self.due_claims += 1
+        rows = [row for row in self.parked if shows(view, row)]
+        for row in rows:
+            self.parked.remove(row)
+        return FakeClaim(self, rows, self.settle_due) if rows else None
+
+    async def keep(self) -> None:
         self.renewals += 1
 
-    async def settle(self, owner: str, done: Sequence[Claimed], failed: Sequence[Verdict]) -> None:
+    async def settle(self, done: Sequence[Claimed], failed: Sequence[Verdict], _: Sequence[Claimed]) -> None:
         self.settled.append(([row.id for row in done], list(failed)))
 
-    async def claim_due(self, destinations: Sequence[str], **_: Any) -> tuple[str, list[Claimed]]:
-        self.due_claims += 1
-        rows = list(self.parked)
-        self.parked.clear()
-        return "token 0", rows
-
-    async def renew_due(self, token: str, rows: Sequence[Claimed], lease: float) -> str:
-        self.renewals += 1
-        return f"token {self.renewals}"
-
     async def settle_due(
-        self, token: str, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]
+        self, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]
     ) -> None:
-        self.settled_due.append((token, [row.id for row in done], list(failed), [row.id for row in returned]))
+        self.settled_due.append(([row.id for row in done], list(failed), [row.id for row in returned]))
+
+
+def shows(view: View, row: Claimed) -> bool:
+    if row.envelope is None:
+        return True
+    destination, topic = row.envelope.destination, row.envelope.topic
+    shown = destination in view.destinations and (destination, topic) not in view.without
+    return shown and view.topic in (None, topic)
+
+
+class FakeClaim:
+    def __init__(self, store: FakeStore, rows: Sequence[Claimed], settle: Any, held_back: int = 0) -> None:
+        self.rows = rows
+        self.held_back = held_back
+        self.settle = settle
+        self._store = store
+
+    async def keep(self) -> None:
+        await self._store.keep()
 
 
 class FakePublisher:
@@ -95,7 +129,7 @@ class FakePublisher:
 
 def row(number: int, *, destination: str = "handler", attempts: int = 0) -> Claimed:
     envelope = Envelope(f"event-{number}", destination, "orders", "a", "Happened", {}, b"{}", attempts + 1)
-    return Claimed(number, 0, envelope, attempts=attempts)
+    return Claimed(number, 0, envelope, attempts=attempts, lane=(destination, "orders", "a"))
 
 
 def unreadable(number: int) -> Claimed:
@@ -159,8 +193,8 @@ async def test_a_batch_of_which_nothing_was_sent_is_no_batch(store: FakeStore):
 
 
 async def test_rows_that_were_held_back_alone_are_a_batch(store: FakeStore):
-    async def claim(*_: Any, **__: Any) -> Claim:
-        return Claim((), 3)
+    async def claim(*_: Any, **__: Any) -> FakeClaim:
+        return FakeClaim(store, (), store.settle, 3)
 
     store.claim = claim  # type: ignore[method-assign]
     assert await make_relay(store, {"handler": FakePublisher()}).relay_outbox() is True
@@ -306,7 +340,7 @@ async def test_a_lease_that_cannot_be_renewed_does_not_end_the_batch(store: Fake
         await until(lambda: len(tries) >= 2)
         return [Fate.DELIVERED]
 
-    store.renew = renew  # type: ignore[method-assign]
+    store.keep = renew  # type: ignore[method-assign]
     store.outbox += [row(1)]
     await make_relay(store, {"handler": FakePublisher(publish)}, Pace(lease=0.02)).relay_outbox()
     assert store.settled == [([1], [])]
@@ -324,18 +358,8 @@ async def test_retries_are_settled_as_delivered_failed_or_returned(store: FakeSt
     store.parked += [row(1), row(2), row(3)]
     outcomes = answering(Fate.DELIVERED, Failed(ValueError("no")), Fate.NOT_SENT)
     assert await make_relay(store, {"handler": outcomes}).relay_due() is True
-    ((token, done, (verdict,), returned),) = store.settled_due
-    assert (token, done, verdict.row.id, returned) == ("token 0", [1], 2, [3])
-
-
-async def test_retries_are_settled_by_the_token_of_their_last_renewal(store: FakeStore):
-    async def publish(ids: list[str]) -> Sequence[Outcome]:
-        await until(lambda: store.renewals >= 1)
-        return [Fate.DELIVERED]
-
-    store.parked += [row(1)]
-    await make_relay(store, {"handler": FakePublisher(publish)}, Pace(lease=0.02)).relay_due()
-    assert store.settled_due[0][0] == f"token {store.renewals}"
+    ((done, (verdict,), returned),) = store.settled_due
+    assert (done, verdict.row.id, returned) == ([1], 2, [3])
 
 
 # What is told
@@ -427,7 +451,7 @@ async def test_an_idle_relay_finds_what_no_wake_up_told_it(store: FakeStore):
 async def test_retries_that_are_due_are_delivered(store: FakeStore):
     store.parked += [row(1)]
     async with relaying(make_relay(store, {"handler": FakePublisher()})):
-        await until(lambda: [found[1] for found in store.settled_due] == [[1]])
+        await until(lambda: [found[0] for found in store.settled_due] == [[1]])
 
 
 async def test_a_look_finds_retries_that_have_become_due(store: FakeStore):
@@ -435,7 +459,7 @@ async def test_a_look_finds_retries_that_have_become_due(store: FakeStore):
         await until(lambda: store.probes == 1)
         store.parked += [row(1)]
         relay.look()
-        await until(lambda: [found[1] for found in store.settled_due] == [[1]])
+        await until(lambda: [found[0] for found in store.settled_due] == [[1]])
 
 
 async def test_a_retry_is_looked_for_when_it_becomes_due(store: FakeStore):
@@ -443,7 +467,7 @@ async def test_a_retry_is_looked_for_when_it_becomes_due(store: FakeStore):
     async with relaying(make_relay(store, {"handler": FakePublisher()})):
         await until(lambda: store.probes == 1)
         store.parked += [row(1)]
-        await until(lambda: [found[1] for found in store.settled_due] == [[1]])
+        await until(lambda: [found[0] for found in store.settled_due] == [[1]])
 
 
 async def test_a_failure_makes_the_relay_look_when_its_retry_is_due(store: FakeStore):
@@ -469,6 +493,83 @@ async def test_retries_do_not_hold_up_the_outbox(store: FakeStore):
         relay.wake()
         await until(lambda: store.settled == [([2], [])])
         release.set()
+
+
+# Out of reach
+
+
+async def test_what_is_out_of_reach_counts_no_attempt(store: FakeStore):
+    store.outbox += [row(1)]
+    await make_relay(store, {"handler": answering(Unavailable(Lost()))}).relay_outbox()
+    assert store.settled == [([], [])]
+
+
+async def test_a_topic_that_is_out_of_reach_is_not_claimed(store: FakeStore):
+    relay = make_relay(store, {"handler": answering(Unavailable(Lost()))})
+    store.outbox += [row(1)]
+    await relay.relay_outbox()
+    await relay.relay_outbox()
+    assert [view.without for view in store.views] == [frozenset(), frozenset({("handler", "orders")})]
+
+
+async def test_without_any_destination_in_reach_nothing_is_claimed(store: FakeStore):
+    relay = make_relay(store, {"handler": answering(Unavailable(Lost(), everything=True))})
+    store.outbox += [row(1)]
+    await relay.relay_outbox()
+    assert await relay.relay_outbox() is False
+    assert await relay.relay_due() is False
+    assert (store.claims, store.due_claims) == (1, 0)
+
+
+async def test_what_is_in_reach_again_is_delivered(store: FakeStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(circuits, "FIRST_PAUSE", 0.001)
+    refusals = [Unavailable(Lost("no leader"))] * 3
+
+    async def publish(ids: list[str]) -> Sequence[Outcome]:
+        if refusals:
+            store.outbox.append(row(1))
+            return [refusals.pop()]
+        return [Fate.DELIVERED] * len(ids)
+
+    store.outbox += [row(1)]
+    async with relaying(make_relay(store, {"handler": FakePublisher(publish)})):
+        await until(lambda: ([1], []) in store.settled)
+
+
+async def test_a_trial_takes_one_row_of_what_is_out_of_reach(store: FakeStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(circuits, "FIRST_PAUSE", 0.001)
+    batches: list[list[str]] = []
+
+    async def publish(ids: list[str]) -> Sequence[Outcome]:
+        batches.append(ids)
+        if len(batches) == 1:
+            store.outbox.extend([row(1), row(2)])
+            return [Unavailable(Lost())] * len(ids)
+        return [Fate.DELIVERED] * len(ids)
+
+    store.outbox += [row(1), row(2)]
+    async with relaying(make_relay(store, {"handler": FakePublisher(publish)})):
+        await until(lambda: ([2], []) in store.settled)
+    assert batches == [["event-1", "event-2"], ["event-1"], ["event-2"]]
+
+
+async def test_what_was_overdue_is_parked_without_an_attempt(store: FakeStore):
+    store.outbox += [row(1)]
+    await make_relay(store, {"handler": answering(Fate.OVERDUE)}).relay_outbox()
+    ((_, (verdict,)),) = store.settled
+    assert (verdict.wait, verdict.attempts, verdict.blocks) == (0.0, 0, True)
+
+
+async def test_a_lane_looks_again_soon_while_others_work_on_all_slots(store: FakeStore):
+    store.busy = True
+    async with relaying(make_relay(store, {"handler": FakePublisher()})):
+        await until(lambda: store.claims >= 3)
+
+
+async def test_a_stop_closes_the_lanes(store: FakeStore):
+    async with relaying(make_relay(store, {"handler": FakePublisher()})):
+        await until(lambda: store.claims == 1)
+    assert store.closed > 0
 
 
 # Faults
@@ -611,7 +712,7 @@ async def test_retries_that_outlast_the_grace_period_are_handed_back(store: Fake
     relay.start()
     await begun.wait()
     await relay.stop()
-    assert store.settled_due == [("token 0", [], [], [1])]
+    assert store.settled_due == [([], [], [1])]
 
 
 async def test_an_idle_relay_stops_at_once(store: FakeStore):

@@ -59,7 +59,7 @@ async def test_a_urls_own_options_are_kept(tmp_path: Path):
 
 async def test_a_writing_transaction_holds_the_lock_from_its_beginning(engines: Engines, database: str):
     other = create_async_engine(database, connect_args={"timeout": 0.0})
-    async with sqlite.writing(engines[0]).begin(), other.connect() as connection:
+    async with sqlite.SQLite().writing(engines[0]).begin(), other.connect() as connection:
         with pytest.raises(OperationalError, match="database is locked"):
             await connection.execute(text("BEGIN IMMEDIATE"))
     await other.dispose()
@@ -67,14 +67,14 @@ async def test_a_writing_transaction_holds_the_lock_from_its_beginning(engines: 
 
 async def test_a_reading_transaction_takes_no_lock(engines: Engines, database: str):
     await run_sql(database, "CREATE TABLE items (name TEXT)")
-    async with sqlite.reading(engines[1]).begin() as connection:
+    async with sqlite.SQLite().reading(engines[1]).begin() as connection:
         await connection.scalar(text("SELECT count(*) FROM items"))
         assert await run_sql(database, "INSERT INTO items VALUES ('tea')", "SELECT name FROM items") == ["tea"]
 
 
 async def test_a_reading_transaction_sees_one_snapshot(engines: Engines, database: str):
     await run_sql(database, "CREATE TABLE items (name TEXT)")
-    async with sqlite.reading(engines[1]).begin() as connection:
+    async with sqlite.SQLite().reading(engines[1]).begin() as connection:
         before = await connection.scalar(text("SELECT count(*) FROM items"))
         await run_sql(database, "INSERT INTO items VALUES ('tea')")
         assert await connection.scalar(text("SELECT count(*) FROM items")) == before == 0
@@ -82,7 +82,7 @@ async def test_a_reading_transaction_sees_one_snapshot(engines: Engines, databas
 
 async def test_writers_wait_in_line(engines: Engines, database: str):
     await run_sql(database, "CREATE TABLE items (number INTEGER)", "INSERT INTO items VALUES (0)")
-    writing = sqlite.writing(engines[0])
+    writing = sqlite.SQLite().writing(engines[0])
 
     async def count() -> None:
         async with writing.begin() as connection:
@@ -95,7 +95,7 @@ async def test_writers_wait_in_line(engines: Engines, database: str):
 
 async def test_other_users_of_an_engine_are_left_alone(database: str):
     engine = create_async_engine(database)
-    sqlite.writing(engine)
+    sqlite.SQLite().writing(engine)
     async with engine.begin() as one, engine.begin() as two:
         assert await one.scalar(text("SELECT 1")) == await two.scalar(text("SELECT 1")) == 1
     await engine.dispose()
@@ -105,7 +105,7 @@ async def test_a_transaction_that_raised_is_rolled_back(engines: Engines, databa
     await run_sql(database, "CREATE TABLE items (name TEXT)")
 
     async def fail() -> None:
-        async with sqlite.writing(engines[0]).begin() as connection:
+        async with sqlite.SQLite().writing(engines[0]).begin() as connection:
             await connection.execute(text("INSERT INTO items VALUES ('tea')"))
             raise ValueError("no")
 
@@ -115,7 +115,7 @@ async def test_a_transaction_that_raised_is_rolled_back(engines: Engines, databa
 
 
 async def test_a_connection_that_was_left_without_an_end_comes_back_without_a_transaction(engines: Engines):
-    writing = sqlite.writing(engines[0])
+    writing = sqlite.SQLite().writing(engines[0])
     async with writing.connect() as connection:
         await connection.execute(text("CREATE TABLE items (name TEXT)"))
     async with writing.begin() as connection:
@@ -130,21 +130,21 @@ def test_a_distance_in_time_is_written_as_sqlite_reads_it(seconds: float, expect
 
 @pytest.mark.parametrize("seconds", [-5.0, 0.0, 30.0, 86_400.0])
 async def test_the_seconds_until_a_moment_are_those_that_it_is_away(engines: Engines, seconds: float):
-    async with sqlite.reading(engines[1]).connect() as connection:
-        found = await connection.scalar(select(sqlite.seconds_until(sqlite.later(seconds))))
+    async with sqlite.SQLite().reading(engines[1]).connect() as connection:
+        found = await connection.scalar(select(sqlite.SQLite().seconds_until(sqlite.SQLite().later(seconds))))
     assert found == pytest.approx(seconds, abs=0.01)
 
 
 async def test_later_moments_are_greater_as_text(engines: Engines):
-    async with sqlite.reading(engines[1]).connect() as connection:
-        query = select(*(sqlite.later(seconds) for seconds in (-(10**8), -1, -0.001, 0.0, 0.001, 1, 10**8)))
+    async with sqlite.SQLite().reading(engines[1]).connect() as connection:
+        query = select(*(sqlite.SQLite().later(seconds) for seconds in (-(10**8), -1, -0.001, 0.0, 0.001, 1, 10**8)))
         moments = list((await connection.execute(query)).one())
     assert moments == sorted(moments)
     assert len(set(moments)) == 7
 
 
 async def test_an_error_of_the_driver_is_one_of_sqlalchemy(engines: Engines):
-    async with sqlite.writing(engines[0]).begin() as connection:
+    async with sqlite.SQLite().writing(engines[0]).begin() as connection:
         with pytest.raises(OperationalError, match="no such table"):
             await connection.run_sync(sqlite.execute, "INSERT INTO missing VALUES (?)", 1)
 
@@ -152,6 +152,6 @@ async def test_an_error_of_the_driver_is_one_of_sqlalchemy(engines: Engines):
 async def test_a_statement_tells_how_many_rows_it_touched(engines: Engines, database: str):
     await run_sql(database, "CREATE TABLE items (name TEXT PRIMARY KEY)")
     insert = "INSERT OR IGNORE INTO items VALUES (?)"
-    async with sqlite.writing(engines[0]).begin() as connection:
+    async with sqlite.SQLite().writing(engines[0]).begin() as connection:
         assert await connection.run_sync(sqlite.execute, insert, "tea") == 1
         assert await connection.run_sync(sqlite.execute, insert, "tea") == 0

@@ -1,0 +1,198 @@
+"""How relays share a database server: a lane's one open transaction holds the locks of its slots until it settles.
+
+Whatever kills the lane rolls the transaction back and frees the slots: nothing is lost, at most one batch is sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from sqlalchemy import text
+
+from cqrs.outbox.store import Nothing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from cqrs.outbox.rows import Claimed, Probe, Verdict, View
+    from cqrs.outbox.store import Store
+
+MOST_BYTES = 16 * 1024 * 1024
+"""After how many bytes of bodies a claim is full."""
+
+
+class Slots(Protocol):
+    """How one kind of server locks slots, reads their rows and deletes them; one object a lane."""
+
+    @property
+    def floors(self) -> Mapping[int, int]:
+        """Below which id nothing is left in a slot, where that is known."""
+        ...
+
+    def forget(self) -> None:
+        """Forget what was learned over a connection that is gone."""
+        ...
+
+    async def autocommits(self, connection: AsyncConnection) -> bool:
+        """Whether a statement may stand without a transaction."""
+        ...
+
+    async def limit(self, connection: AsyncConnection, lease: float) -> None:
+        """Let the server end the transaction when its client has been silent for a lease."""
+        ...
+
+    async def lock(self, connection: AsyncConnection, view: View, lease: float) -> Sequence[int] | Nothing:
+        """Lock some of the free slots that have work until the transaction ends, and limit it as `limit` does."""
+        ...
+
+    async def read(
+        self, connection: AsyncConnection, slots: Sequence[int], view: View, limit: int
+    ) -> tuple[list[Claimed], list[Claimed]]:
+        """Return the first rows of locked slots in order: those to deliver, and those whose key is parked."""
+        ...
+
+    async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
+        """Delete rows of locked slots."""
+        ...
+
+
+class LockedLane:
+    """One connection, held from its first claim on, and replaced after every fault."""
+
+    def __init__(self, store: Store, slots: Slots, engine: AsyncEngine, lease: float) -> None:
+        self._store = store
+        self._slots = slots
+        self._engine = engine
+        self._lease = lease
+        self._connection: AsyncConnection | None = None
+
+    @property
+    def floors(self) -> Mapping[int, int]:
+        """Below which id nothing is left in a slot, where that is known."""
+        return self._slots.floors
+
+    async def close(self) -> None:
+        """Roll back what is open, and give the connection back."""
+        connection, self._connection = self._connection, None
+        self._slots.forget()
+        if connection is not None:
+            # Not back into the pool: a session may be limited as the application's own should not be.
+            await connection.invalidate()
+            await connection.close()
+
+    async def probe(self, view: View, floors: Mapping[int, int]) -> Probe:
+        """Say whether there is anything to do, in one statement, without a transaction where that can be."""
+        async with self._in_time() as connection:
+            if connection.in_transaction():
+                return await self._store.probe(connection, view, floors)
+            if await self._slots.autocommits(connection):
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                return await self._store.probe(connection, view, floors)
+            async with connection.begin():
+                return await self._store.probe(connection, view, floors)
+
+    async def claim(self, view: View, limit: int) -> LockedRows | Nothing:
+        """Lock some slots that have work, and return their first rows."""
+        async with self._in_time() as connection:
+            locked = await self._slots.lock(connection, view, self._lease)
+            if isinstance(locked, Nothing):
+                await connection.rollback()
+                return locked
+            rows, held = await self._slots.read(connection, locked, view, limit)
+            await self._store.parked.hold_back(connection, held)
+        return LockedRows(self, connection, rows, len(held), self._settle_slots)
+
+    async def retry(self, view: View, limit: int) -> LockedRows | None:
+        """Lock parked rows that are due, without their slots: rows behind them may come in meanwhile."""
+        parked = self._store.parked
+        async with self._in_time() as connection:
+            seqs = await parked.heads(connection, view, limit)
+            if seqs:
+                await self._slots.limit(connection, self._lease)
+                rows = await parked.read(connection, view, seqs, lock=True)
+                if rows:
+                    return LockedRows(self, connection, rows, 0, self._settle_retries)
+            await connection.rollback()
+        return None
+
+    async def keep(self, claimed_over: AsyncConnection) -> None:
+        """Show a sign of life."""
+        async with self._in_time(claimed_over) as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def _settle_slots(
+        self,
+        claimed_over: AsyncConnection,
+        done: Sequence[Claimed],
+        failed: Sequence[Verdict],
+        _returned: Sequence[Claimed],
+    ) -> None:
+        async with self._in_time(claimed_over) as connection:
+            if done:
+                await self._slots.delete(connection, done)
+            for verdict in failed:
+                await self._store.parked.park(connection, verdict)
+            await connection.commit()
+
+    async def _settle_retries(
+        self,
+        claimed_over: AsyncConnection,
+        done: Sequence[Claimed],
+        failed: Sequence[Verdict],
+        returned: Sequence[Claimed],
+    ) -> None:
+        # Longer than the lease, for which another relay may hold a slot.
+        async with self._in_time(claimed_over, leases=2) as connection:
+            await self._store.parked.end(connection, done, failed, returned)
+            await connection.commit()
+
+    @asynccontextmanager
+    async def _in_time(
+        self, claimed_over: AsyncConnection | None = None, *, leases: int = 1
+    ) -> AsyncGenerator[AsyncConnection]:
+        """Work on the connection; whatever goes wrong or does not answer within the lease costs the connection.
+
+        With it go the locks of what was claimed over it: that claim cannot be settled any more.
+        """
+        if claimed_over is not None and claimed_over is not self._connection:
+            raise ConnectionError("The connection of a claim was lost, and its locks with it: its rows come again.")
+        try:
+            async with asyncio.timeout(self._lease * leases):
+                if self._connection is None:
+                    self._connection = await self._engine.connect()
+                yield self._connection
+        except BaseException:
+            await asyncio.shield(self.close())
+            raise
+
+
+class LockedRows:
+    """Rows that the lane's open transaction has locked, themselves or by their slots."""
+
+    def __init__(
+        self, lane: LockedLane, connection: AsyncConnection, rows: Sequence[Claimed], held_back: int, settle: Settle
+    ) -> None:
+        self.rows = rows
+        self.held_back = held_back
+        self._lane = lane
+        self._connection = connection
+        self._settle = settle
+
+    async def keep(self) -> None:
+        """Show a sign of life, so that the server does not end the transaction."""
+        await self._lane.keep(self._connection)
+
+    async def settle(self, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]) -> None:
+        """Delete what was delivered, park what failed, and commit."""
+        await self._settle(self._connection, done, failed, returned)
+
+
+Settle = Callable[
+    ["AsyncConnection", "Sequence[Claimed]", "Sequence[Verdict]", "Sequence[Claimed]"], Coroutine[None, None, None]
+]
+"""How a claim ends."""

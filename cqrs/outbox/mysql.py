@@ -1,0 +1,200 @@
+"""What MySQL and MariaDB do in their own way: slot rows that are locked, no moving floor, times without a zone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from sqlalchemy import ColumnElement, exists, func, literal_column, select, text
+from sqlalchemy.dialects.mysql import insert
+
+from cqrs.outbox.locks import MOST_BYTES, LockedLane
+from cqrs.outbox.rows import Claimed, View, by_slot, claimed
+from cqrs.outbox.store import Nothing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from cqrs.outbox.store import Store
+
+KEY_ROWS = 1024
+"""How many rows of the slot table, below 0, serialise the writers of keys."""
+
+CAREFUL = 100
+"""How many rows are read while it is not known how large they are."""
+
+
+class MySQL:
+    """The dialect; see `cqrs.outbox.store.Dialect`."""
+
+    carries_log = False
+    locks = True
+    pace: Mapping[str, int] = {"batch": 1000, "lanes": 2}
+
+    def writing(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the engine as it is."""
+        return engine
+
+    def reading(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the engine as it is."""
+        return engine
+
+    def short(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the engine with transactions in which each statement sees what was committed before it."""
+        return engine.execution_options(isolation_level="READ COMMITTED")
+
+    def later(self, seconds: float) -> ColumnElement[Any]:
+        """Return the time so many seconds from now, in UTC: the columns have no zone."""
+        return func.timestampadd(literal_column("MICROSECOND"), round(seconds * 1e6), func.utc_timestamp(6))
+
+    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[float]:
+        """Return the seconds from the database's time to a stored moment."""
+        return func.timestampdiff(literal_column("MICROSECOND"), func.utc_timestamp(6), moment) / 1e6
+
+    def take(self, connection: Connection, store: Store, handler: str, message_id: str) -> bool:
+        """Write an inbox row unless it is there; returns whether it was not."""
+        row = insert(store.tables.inbox).values(handler=handler, message_id=message_id, handled_at=store.now())
+        return connection.execute(row.prefix_with("IGNORE").execution_options(preserve_rowcount=True)).rowcount == 1
+
+    async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
+        """Wait until no relay works on these slots, and keep all from them until the transaction ends."""
+        table = store.tables.slot
+        rows = select(table.c.slot).where(table.c.slot.in_(slots)).order_by(table.c.slot)
+        await connection.execute(rows.with_for_update())
+
+    async def serialise(self, connection: AsyncConnection, store: Store, keys: Collection[str]) -> None:
+        """Let transactions that write one of these keys come one after the other, by rows below the slots'."""
+        await self.hold(connection, store, sorted({-1 - crc32(key.encode()) % KEY_ROWS for key in keys}))
+
+    def lane(self, store: Store, owner: str, lease: float) -> LockedLane:
+        """Return a way to the database for a relay; its locks know it by its connection, not by its name."""
+        return LockedLane(store, SlotRows(store), store.short, lease)
+
+    def bell(self, store: Store, heard: Callable[[], None] | None, listen_url: str | None) -> None:
+        """Have none: other processes poll."""
+
+    def slots(self, store: Store) -> Sequence[int]:
+        """Return the rows that the slot table must have."""
+        return range(-KEY_ROWS if store.strict else 0, store.slots)
+
+
+class SlotRows:
+    """Locks slots by their rows; see `cqrs.outbox.locks.Slots`."""
+
+    floors: Mapping[int, int] = {}
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._limited: AsyncConnection | None = None
+        self._depth = 1
+        self._size = MOST_BYTES / CAREFUL
+        preparer = store.short.dialect.identifier_preparer
+        tables = {"outbox": store.tables.outbox, "parked": store.tables.parked}
+        self._names = {name: preparer.format_table(table) for name, table in tables.items()}
+
+    def forget(self) -> None:
+        """Forget that the session is limited: it is gone."""
+        self._limited = None
+
+    async def autocommits(self, connection: AsyncConnection) -> bool:
+        """Allow it."""
+        return True
+
+    async def limit(self, connection: AsyncConnection, lease: float) -> None:
+        """Let the server end the session when its client has been silent for a lease; the lane's session is its own."""
+        if self._limited is not connection:
+            variable = "idle_transaction_timeout" if connection.dialect.is_mariadb else "wait_timeout"
+            await connection.execute(text(f"SET SESSION {variable} = {max(1, round(lease))}"))
+            self._limited = connection
+
+    async def lock(self, connection: AsyncConnection, view: View, lease: float) -> Sequence[int] | Nothing:
+        """Lock half of the free slots that have work, at least one.
+
+        How many are free is only known once all are locked; a second transaction takes half of them.
+        """
+        await self.limit(connection, lease)
+        slot, outbox = self._store.tables.slot, self._store.tables.outbox
+        work = exists().where(outbox.c.slot == slot.c.slot, *self._store.wanted(view))
+        working = list(await connection.scalars(select(slot.c.slot).where(slot.c.slot >= 0, work)))
+        if not working:
+            return Nothing.IDLE
+        free = await self._lock(connection, working)
+        if len(free) > 1:
+            await connection.rollback()
+            free = await self._lock(connection, random.sample(free, (len(free) + 1) // 2))
+        return free or Nothing.BUSY
+
+    async def _lock(self, connection: AsyncConnection, slots: Sequence[int]) -> list[int]:
+        table = self._store.tables.slot
+        rows = select(table.c.slot).where(table.c.slot.in_(slots)).with_for_update(skip_locked=True)
+        return list(await connection.scalars(rows))
+
+    async def read(
+        self, connection: AsyncConnection, slots: Sequence[int], view: View, limit: int
+    ) -> tuple[list[Claimed], list[Claimed]]:
+        """Return the first rows of locked slots in order: those to deliver, and those whose key is parked."""
+        most = min(limit, max(1, int(MOST_BYTES / self._size)))
+        each = min(most, -(-most // len(slots)) * self._depth)
+        conditions, values = _shown(view)
+        skipped = f"p.destination NOT IN ({_marks(view.skipping)})" if view.skipping else "TRUE"
+        one = _READ.format(**self._names, skipped=skipped, shown=conditions, each=each)
+        statement = " UNION ALL ".join(one.replace(":slot", str(slot)) for slot in slots)
+        found = await fetch(connection, statement, [*sorted(view.skipping), *values] * len(slots))
+        self._size = max(sum(len(row[8]) for row in found) / max(len(found), 1), self._size / 4, 1.0)
+        self._go_deeper(found, each, most)
+        rows = claimed(found, places=True)
+        return [row for row in rows if row.place is not None], [row for row in rows if row.place is None]
+
+    def _go_deeper(self, rows: Sequence[Sequence[Any]], each: int, most: int) -> None:
+        """Take more of each slot next time where few slots have many rows, and less where many have."""
+        if len(rows) >= most:
+            self._depth = max(1, self._depth // 2)
+        elif len(rows) < most / 2 and max(Counter(row[1] for row in rows).values(), default=0) >= each:
+            self._depth = min(self._depth * 2, most)
+
+    async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
+        """Delete rows of locked slots along the primary key.
+
+        The index is named, since a scan of the table would wait for rows that others have not committed yet.
+        """
+        ids = by_slot(rows)
+        which = " OR ".join(f"(o.slot = {slot} AND o.id IN ({','.join(map(str, ids[slot]))}))" for slot in ids)
+        await fetch(connection, f"DELETE o FROM {self._names['outbox']} o FORCE INDEX (PRIMARY) WHERE {which}", [])  # noqa: S608 - numbers
+
+
+_READ = """
+(SELECT o.id, o.slot, o.event_id, o.destination, o.topic, o.message_key, o.type, o.headers, o.payload,
+    CASE WHEN (SELECT EXISTS (SELECT 1 FROM {parked})) AND EXISTS (
+        SELECT 1 FROM {parked} p
+        WHERE p.destination = o.destination AND p.topic = o.topic AND p.message_key = o.message_key
+        AND (p.state = 'waiting' OR p.state = 'dead' AND {skipped})
+    ) THEN NULL ELSE 1 END
+FROM {outbox} o WHERE o.slot = :slot AND {shown} ORDER BY o.id LIMIT {each})
+"""
+
+
+async def fetch(connection: AsyncConnection, statement: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:
+    """Run a statement by the driver itself, within SQLAlchemy's transaction; its own way costs as much as the database."""
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    async with driver.cursor() as cursor:
+        await cursor.execute(statement, values)
+        rows: Sequence[Sequence[Any]] = await cursor.fetchall()
+        return rows
+
+
+def _shown(view: View) -> tuple[str, list[str]]:
+    conditions, values = f"o.destination IN ({_marks(view.destinations)})", list(view.destinations)
+    if view.topic is not None:
+        conditions, values = f"{conditions} AND o.topic = %s", [*values, view.topic]
+    for destination, topic in sorted(view.without):
+        conditions, values = f"{conditions} AND NOT (o.destination = %s AND o.topic = %s)", [*values, destination, topic]
+    return conditions, values
+
+
+def _marks(values: Collection[str]) -> str:
+    return ", ".join(["%s"] * len(values))

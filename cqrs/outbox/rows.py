@@ -1,0 +1,116 @@
+"""What stands in the tables, as values on their way from the store to the relay and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cqrs.codec import Envelope, headers_of_all
+from cqrs.errors import DecodingError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WAITING, DEAD, SCHEDULED = "waiting", "dead", "scheduled"
+COPIED = ("event_id", "destination", "topic", "message_key", "type", "headers", "payload", "slot", "created_at")
+"""The columns that a row takes along when its key is parked."""
+CLAIMED = ("slot", "event_id", "destination", "topic", "message_key", "type", "headers", "payload")
+"""The columns of a claimed row, behind its number."""
+
+Lane = tuple[str, str, str | None]
+"""Destination, topic and key: what order is kept within."""
+
+
+class Claimed(NamedTuple):
+    """A row that this relay may deliver: from the outbox (`id`), or parked (`seq`)."""
+
+    id: int
+    slot: int
+    envelope: Envelope | None
+    fault: DecodingError | None = None
+    attempts: int = 0
+    lane: Lane = ("", "", None)
+    """Where it belongs, also where the rest of it cannot be read."""
+    place: Any = None
+    """Where the database keeps it, if that is the shortest way back to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a row whose delivery failed: tried again after `wait` seconds, or dead where that is None.
+
+    `counts` is false where it was given up for want of time: the attempt is not counted.
+    """
+
+    row: Claimed
+    error: str
+    wait: float | None
+    blocks: bool
+    counts: bool = True
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts have failed, this one included if it counts."""
+        return self.row.attempts + self.counts
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many rows have not ended: on their way, held back or waiting for a retry, dead, not yet due."""
+
+    outbox: int
+    waiting: int
+    dead: int
+    scheduled: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a relay has to do: rows in the outbox now, and the seconds until the first retry is due (None: no retry)."""
+
+    outbox: bool
+    due: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Which rows a claim may take: those of these destinations, but of no topic `without`, or of one `topic` alone.
+
+    `skipping` are the destinations whose dead rows hold back nothing.
+    """
+
+    destinations: tuple[str, ...]
+    without: frozenset[tuple[str, str]] = frozenset()
+    topic: str | None = None
+    skipping: frozenset[str] = frozenset()
+
+    def covers(self, other: View) -> bool:
+        """Whether this view shows all that the other one does."""
+        shown = set(other.destinations) <= set(self.destinations) and self.without <= other.without
+        return shown and self.topic in (None, other.topic)
+
+
+def claimed(rows: Sequence[Sequence[Any]], *, places: bool = False) -> list[Claimed]:
+    """Return rows of (number, *CLAIMED, attempts or, with `places`, place) as values; unreadable ones with the reason.
+
+    All headers are read in one go, since this is on the relay's hot path.
+    """
+    found = []
+    for row, headers in zip(rows, headers_of_all([row[7] for row in rows]), strict=True):
+        number, slot, event_id, destination, topic, key, kind, _, payload, last = row
+        attempts, place = (0, last) if places else (last, None)
+        lane = (destination, topic, key)
+        if isinstance(headers, DecodingError):
+            found.append(Claimed(number, slot, None, headers, attempts, lane, place))
+            continue
+        envelope = Envelope(event_id, destination, topic, key, kind, headers, payload, attempts + 1, not places)
+        found.append(Claimed(number, slot, envelope, None, attempts, lane, place))
+    return found
+
+
+def by_slot(rows: Sequence[Claimed]) -> dict[int, list[int]]:
+    """Return the ids of rows of the outbox by their slot: its primary key begins with the slot."""
+    found: dict[int, list[int]] = {}
+    for row in rows:
+        found.setdefault(row.slot, []).append(row.id)
+    return found
