@@ -102,7 +102,10 @@ class _Producer:
 
     async def answers(self) -> bool:
         """Whether the cluster tells what its topics are."""
-        return bool(await self.aiokafka.client.force_metadata_update())
+        try:
+            return bool(await self.aiokafka.client.force_metadata_update())
+        except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+            return False
 
     async def end(self) -> None:
         """Send nothing more, wait for what a broker has already, and disconnect.
@@ -148,16 +151,20 @@ class Kafka:
         self._servers = servers
         self._timeout = timeout
         self._limit = max_message_bytes
-        self._options = connection | {
-            "bootstrap_servers": [server.strip() for server in servers.split(",")],
-            "client_id": client_id,
-            "acks": "all",
-            "enable_idempotence": True,
-            "compression_type": compression,
-            "max_batch_size": max_message_bytes,
-            "request_timeout_ms": int(timeout * 1000),
-            "metadata_max_age_ms": 60_000,
-        }
+        self._options = (
+            {"retry_backoff_ms": 250}
+            | connection
+            | {
+                "bootstrap_servers": [server.strip() for server in servers.split(",")],
+                "client_id": client_id,
+                "acks": "all",
+                "enable_idempotence": True,
+                "compression_type": compression,
+                "max_batch_size": max_message_bytes,
+                "request_timeout_ms": int(timeout * 1000),
+                "metadata_max_age_ms": 60_000,
+            }
+        )
         self._producer: _Producer | None = None
         self._starting = asyncio.Lock()
         self._ending: set[asyncio.Task[None]] = set()
