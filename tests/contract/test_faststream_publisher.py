@@ -36,6 +36,7 @@ class TestFastStreamKafka(BrokerContract):
             yield bench
             proxy.resume()
             await bench.close()
+            await bench.remove()
 
     async def test_a_message_is_as_the_wire_says(self, bench: KafkaBench):
         sent = replace(letter("1", "größe"), headers={"correlation_id": "story", "content-type": "application/json"})

@@ -41,6 +41,14 @@ class KafkaBench(BrokerBench):
         finally:
             await admin.close()
 
+    async def remove(self) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.server)
+        await admin.start()
+        try:
+            await admin.delete_topics([self.topic])
+        finally:
+            await admin.close()
+
     async def _is_led(self, admin: AIOKafkaAdminClient) -> bool:
         (found,) = await admin.describe_topics([self.topic])
         return found["error_code"] == 0 and all(place["error_code"] == 0 for place in found["partitions"])
@@ -92,6 +100,7 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KafkaBench]:
         yield bench
         proxy.resume()
         await bench.close()
+        await bench.remove()
 
 
 class TestKafkaPublisher(BrokerContract):
