@@ -380,9 +380,9 @@ def _refused(envelope: Envelope, size: int, error: BaseException) -> Failed:
 def unavailable(topic: str, error: BaseException) -> Unavailable:
     """Return the outcome of an error that no message is to blame for."""
     if isinstance(error, kafka.TopicAuthorizationFailedError):
-        text = f"Kafka lets this application not write to topic '{topic}'. Allow its user WRITE and DESCRIBE on it."
+        text = f"Kafka does not let this application write to topic '{topic}'. Allow its user WRITE and DESCRIBE on it."
         return Unavailable(caused(text, error))
     if isinstance(error, kafka.ClusterAuthorizationFailedError):
-        text = "Kafka lets this application not write idempotently. Allow its user IDEMPOTENT_WRITE on the cluster."
+        text = "Kafka does not let this application write idempotently. Allow its user IDEMPOTENT_WRITE on the cluster."
         return Unavailable(caused(text, error), everything=True)
     return Unavailable(caused(f"Kafka took nothing of topic '{topic}': {text_of(error)}", error))

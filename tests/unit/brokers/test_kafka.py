@@ -160,8 +160,8 @@ async def test_a_topic_that_is_not_known_is_unavailable(fake: type[FakeProducer]
 @pytest.mark.parametrize(
     ("error", "everything", "text"),
     [
-        (errors.TopicAuthorizationFailedError("orders"), False, "Kafka lets this application not write to topic"),
-        (errors.ClusterAuthorizationFailedError(), True, "Kafka lets this application not write idempotently. Allow"),
+        (errors.TopicAuthorizationFailedError("orders"), False, "Kafka does not let this application write to topic"),
+        (errors.ClusterAuthorizationFailedError(), True, "Kafka does not let this application write idempotently. Allow"),
         (errors.NotEnoughReplicasError(), False, "Kafka took nothing of topic 'orders'"),
         (errors.KafkaError("Unexpected error during batch delivery"), False, "Kafka took nothing of topic 'orders'"),
         (AssertionError("Unrecognized partition"), False, "Kafka took nothing of topic 'orders': Unrecognized"),
