@@ -161,7 +161,7 @@ async def test_a_topic_that_is_not_known_is_unavailable(fake: type[FakeProducer]
     ("error", "everything", "text"),
     [
         (errors.TopicAuthorizationFailedError("orders"), False, "Kafka does not let this application write to topic"),
-        (errors.ClusterAuthorizationFailedError(), True, "Kafka does not let this application write idempotently. Allow"),
+        (errors.ClusterAuthorizationFailedError(), True, "Kafka does not let this application write idempotently"),
         (errors.NotEnoughReplicasError(), False, "Kafka took nothing of topic 'orders'"),
         (errors.KafkaError("Unexpected error during batch delivery"), False, "Kafka took nothing of topic 'orders'"),
         (AssertionError("Unrecognized partition"), False, "Kafka took nothing of topic 'orders': Unrecognized"),
