@@ -9,12 +9,12 @@ from yarl import URL
 
 from cqrs.brokers.faststream import FastStreamBroker
 from cqrs.outbox import Failed, Unavailable
-from tests.brokers import url_of
 from tests.contract.broker_bench import TIMEOUT
 from tests.contract.publisher import BrokerContract, letter, shape
 from tests.contract.test_kafka_publisher import KafkaBench, by_proxy
 from tests.contract.test_rabbitmq_publisher import RabbitBench
 from tests.proxy import Proxy
+from tests.servers import server
 
 pytestmark = pytest.mark.services
 
@@ -22,20 +22,21 @@ pytestmark = pytest.mark.services
 class TestFastStreamKafka(BrokerContract):
     @pytest.fixture
     async def bench(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KafkaBench]:
-        server = url_of("KAFKA_URL").removeprefix("kafka://")
-        async with by_proxy(server, monkeypatch) as proxy:
+        address = server("KAFKA_URL").removeprefix("kafka://")
+        async with by_proxy(address, monkeypatch) as proxy:
             broker = KafkaBroker(
-                server,
+                address,
                 client_id="cqrs-toolkit",
                 logger=None,
             )
             bench = KafkaBench(FastStreamBroker(broker, timeout=TIMEOUT), proxy)
-            bench.server = server
+            bench.server = address
             await bench.create()
             await bench.open()
             yield bench
             proxy.resume()
             await bench.close()
+            await bench.remove()
 
     async def test_a_message_is_as_the_wire_says(self, bench: KafkaBench):
         sent = replace(letter("1", "größe"), headers={"correlation_id": "story", "content-type": "application/json"})
@@ -55,7 +56,7 @@ class TestFastStreamKafka(BrokerContract):
 class TestFastStreamRabbit(BrokerContract):
     @pytest.fixture
     async def bench(self) -> AsyncIterator[RabbitBench]:
-        url = URL(url_of("RABBITMQ_URL"))
+        url = URL(server("RABBITMQ_URL"))
         async with Proxy(str(url.host), url.port or 5672) as proxy:
             connection = await aiormq.connect(url)
             broker = RabbitBroker(str(url.with_port(proxy.port)), logger=None)

@@ -12,10 +12,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from cqrs.brokers.kafka import Kafka
 from cqrs.codec import Envelope
 from cqrs.outbox import Failed, Fate, Unavailable
-from tests.brokers import url_of
 from tests.contract.broker_bench import TIMEOUT, BrokerBench
 from tests.contract.publisher import BrokerContract, letter, letters, shape
 from tests.proxy import Proxy
+from tests.servers import server
 
 pytestmark = pytest.mark.services
 
@@ -36,8 +36,22 @@ class KafkaBench(BrokerBench):
         try:
             configs = {"max.message.bytes": str(LIMIT)}
             await admin.create_topics([NewTopic(self.topic, partitions, 1, topic_configs=configs)])
+            while not await self._is_led(admin):  # noqa: ASYNC110 - a cluster tells nobody
+                await asyncio.sleep(0.01)
         finally:
             await admin.close()
+
+    async def remove(self) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.server)
+        await admin.start()
+        try:
+            await admin.delete_topics([self.topic])
+        finally:
+            await admin.close()
+
+    async def _is_led(self, admin: AIOKafkaAdminClient) -> bool:
+        (found,) = await admin.describe_topics([self.topic])
+        return found["error_code"] == 0 and all(place["error_code"] == 0 for place in found["partitions"])
 
     async def records(self) -> list[Any]:
         consumer = AIOKafkaConsumer(bootstrap_servers=self.server, enable_auto_commit=False)
@@ -77,15 +91,16 @@ async def by_proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KafkaBench]:
-    server = url_of("KAFKA_URL").removeprefix("kafka://")
-    async with by_proxy(server, monkeypatch) as proxy:
-        bench = KafkaBench(Kafka(server, timeout=TIMEOUT), proxy)
-        bench.server = server
+    address = server("KAFKA_URL").removeprefix("kafka://")
+    async with by_proxy(address, monkeypatch) as proxy:
+        bench = KafkaBench(Kafka(address, timeout=TIMEOUT), proxy)
+        bench.server = address
         await bench.create()
         await bench.open()
         yield bench
         proxy.resume()
         await bench.close()
+        await bench.remove()
 
 
 class TestKafkaPublisher(BrokerContract):

@@ -12,10 +12,10 @@ from cqrs.brokers import confirms
 from cqrs.brokers.rabbitmq import RabbitMQ
 from cqrs.codec import Envelope
 from cqrs.outbox import Failed, Fate, Unavailable
-from tests.brokers import url_of
 from tests.contract.broker_bench import TIMEOUT, BrokerBench
 from tests.contract.publisher import BrokerContract, letter, letters, shape
 from tests.proxy import Proxy
+from tests.servers import server
 
 pytestmark = pytest.mark.services
 
@@ -52,7 +52,7 @@ class RabbitBench(BrokerBench):
 
 @pytest.fixture
 async def bench() -> AsyncIterator[RabbitBench]:
-    url = URL(url_of("RABBITMQ_URL"))
+    url = URL(server("RABBITMQ_URL"))
     async with Proxy(str(url.host), url.port or 5672) as proxy:
         connection = await aiormq.connect(url)
         bench = RabbitBench(RabbitMQ(str(url.with_port(proxy.port)), timeout=TIMEOUT), proxy)
