@@ -277,7 +277,7 @@ async def begin(connection: AsyncConnection, statement: str, *values: Any) -> Se
     if connection.dialect.driver == "asyncpg":
         return (await connection.exec_driver_sql(statement, values)).one()
     if not connection.in_transaction():
-        await connection.begin()
+        await connection.run_sync(lambda begun: begun.begin())
     (row,) = await fetch(connection, statement, *values)
     return row
 

@@ -59,7 +59,7 @@ class BrokerBench:
             envelope = self.refusable(envelope)
         if envelope.message_id == self.last:
             kind = type("Stopping", (StoppingEnvelope,), {"publisher": self.inner})
-            envelope = kind(*(getattr(envelope, name) for name in Envelope.__slots__))
+            envelope = kind(*envelope)
         return envelope
 
     def refusable(self, envelope: Envelope) -> Envelope:

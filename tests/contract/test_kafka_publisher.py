@@ -1,7 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import aiokafka.client
@@ -105,7 +104,7 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KafkaBench]:
 
 class TestKafkaPublisher(BrokerContract):
     async def test_a_message_is_as_the_wire_says(self, bench: KafkaBench):
-        sent = replace(letter("1", "größe"), headers={"note": "grün"})
+        sent = letter("1", "größe")._replace(headers={"note": "grün"})
         await bench.publish([sent])
         (record,) = await bench.records()
         assert (record.key, record.value) == ("größe".encode(), sent.payload)
@@ -133,7 +132,7 @@ class TestKafkaPublisher(BrokerContract):
         assert {record.partition for record in await bench.records()} == set(range(PARTITIONS))
 
     async def test_a_message_that_is_too_large_for_the_client_names_the_limit_and_its_size(self, bench: KafkaBench):
-        large = replace(letter("2"), payload=b"x" * 1_048_576)
+        large = letter("2")._replace(payload=b"x" * 1_048_576)
         outcomes = await bench.publish([letter("1"), large, letter("3"), letter("4", "b")])
         assert shape(outcomes) == ["delivered", "failed", "not sent", "delivered"]
         assert isinstance(outcomes[1], Failed)
@@ -159,14 +158,14 @@ class TestKafkaPublisher(BrokerContract):
             ]
 
     async def test_batches_that_are_too_large_for_the_topic_are_divided(self, bench: KafkaBench):
-        batch = [replace(letter(f"{number:03}", "a"), payload=b"x" * 3000) for number in range(100)]
+        batch = [letter(f"{number:03}", "a")._replace(payload=b"x" * 3000) for number in range(100)]
         assert set(await bench.publish(batch)) == {Fate.DELIVERED}
         assert await bench.arrived() == [f"{number:03}" for number in range(100)]
 
     async def test_a_topic_that_is_not_there_is_unavailable_and_holds_up_no_other(self, bench: KafkaBench):
-        missing = replace(letter("9"), topic="no topic can have this name")
-        there = replace(letter("1"), topic=bench.topic)
-        outcomes = await bench.inner.publish([missing, there, replace(missing, message_id="10")])
+        missing = letter("9")._replace(topic="no topic can have this name")
+        there = letter("1")._replace(topic=bench.topic)
+        outcomes = await bench.inner.publish([missing, there, missing._replace(message_id="10")])
         assert shape(outcomes) == ["unavailable", "delivered", "not sent"]
         assert isinstance(outcomes[0], Unavailable)
         assert not outcomes[0].everything
