@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from sqlalchemy import ColumnElement, exists, func, literal_column, select, text
 from sqlalchemy.dialects.mysql import insert
 
-from cqrs.outbox.locks import MOST_BYTES, LockedLane
+from cqrs.outbox.locks import Appetite, LockedLane
 from cqrs.outbox.rows import Claimed, View, by_slot, claimed
 from cqrs.outbox.store import Nothing
 
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 KEY_ROWS = 1024
 """How many rows of the slot table, below 0, serialise the writers of keys."""
-
-CAREFUL = 100
-"""How many rows are read while it is not known how large they are."""
 
 
 class MySQL:
@@ -61,6 +57,9 @@ class MySQL:
         row = insert(store.tables.inbox).values(handler=handler, message_id=message_id, handled_at=store.now())
         return connection.execute(row.prefix_with("IGNORE").execution_options(preserve_rowcount=True)).rowcount == 1
 
+    async def check(self, store: Store) -> None:
+        """Rely on nothing that could be changed."""
+
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
         """Wait until no relay works on these slots, and keep all from them until the transaction ends."""
         table = store.tables.slot
@@ -91,8 +90,7 @@ class SlotRows:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._limited: AsyncConnection | None = None
-        self._depth = 1
-        self._size = MOST_BYTES / CAREFUL
+        self._appetite = Appetite()
         preparer = store.short.dialect.identifier_preparer
         tables = {"outbox": store.tables.outbox, "parked": store.tables.parked}
         self._names = {name: preparer.format_table(table) for name, table in tables.items()}
@@ -140,24 +138,15 @@ class SlotRows:
         self, connection: AsyncConnection, slots: Sequence[int], view: View, limit: int
     ) -> tuple[list[Claimed], list[Claimed]]:
         """Return the first rows of locked slots in order: those to deliver, and those whose key is parked."""
-        most = min(limit, max(1, int(MOST_BYTES / self._size)))
-        each = min(most, -(-most // len(slots)) * self._depth)
+        most, each = self._appetite.portions(limit, len(slots))
         conditions, values = _shown(view)
         skipped = f"p.destination NOT IN ({_marks(view.skipping)})" if view.skipping else "TRUE"
         one = _READ.format(**self._names, skipped=skipped, shown=conditions, each=each)
         statement = " UNION ALL ".join(one.replace(":slot", str(slot)) for slot in slots)
         found = await fetch(connection, statement, [*sorted(view.skipping), *values] * len(slots))
-        self._size = max(sum(len(row[8]) for row in found) / max(len(found), 1), self._size / 4, 1.0)
-        self._go_deeper(found, each, most)
+        self._appetite.learn(found, most, each)
         rows = claimed(found, places=True)
         return [row for row in rows if row.place is not None], [row for row in rows if row.place is None]
-
-    def _go_deeper(self, rows: Sequence[Sequence[Any]], each: int, most: int) -> None:
-        """Take more of each slot next time where few slots have many rows, and less where many have."""
-        if len(rows) >= most:
-            self._depth = max(1, self._depth // 2)
-        elif len(rows) < most / 2 and max(Counter(row[1] for row in rows).values(), default=0) >= each:
-            self._depth = min(self._depth * 2, most)
 
     async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
         """Delete rows of locked slots along the primary key.
