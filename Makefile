@@ -32,7 +32,8 @@ WITH_SERVERS = eval "$$($(PY) scripts/services env)";
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-demo: $(VENV)/.demo ## an order application that loses nothing although its worker is killed (CSV=path: your orders)
+# On servers it needs their clients as well.
+demo: $(VENV)/$(if $(DATABASE_URL)$(BROKER_URL),.dev,.demo) ## an order application that loses nothing although its worker is killed (CSV=path: your orders)
 	$(PY) -m examples.shop $(if $(CSV),"$(CSV)",)
 
 test: $(VENV)/.dev ## all tests; those that need servers after `scripts/services up` (ARGS: for pytest)

@@ -26,6 +26,15 @@ COVERED_ELSEWHERE = {
     "uv add cqrs-toolkit": "wants the network; the test that installs the built wheel",
     "make demo": "sets up an environment; .ci/run, section Demo",
     "make demo CSV=orders.csv": "sets up an environment; the tests of examples/shop pass files of their own",
+    "scripts/services up": "installs and starts servers; .ci/run, section Servers",
+    'eval "$(scripts/services env)"': "wants a checkout; .ci/run, section Servers",
+    "kcat -b ${KAFKA_URL#kafka://} -C -t orders -o beginning -e -q -c 1 -f 'key: %k\\nheaders: %h\\nbody: %s\\n'": (
+        "wants Kafka; tests/examples/test_shop_on_servers.py reads with kcat"
+    ),
+    "kafka-console-consumer.sh --bootstrap-server ${KAFKA_URL#kafka://} --topic orders --from-beginning "
+    "--max-messages 1 --property print.key=true --property print.headers=true": (
+        "wants Kafka; tests/examples/test_shop_on_servers.py reads with kcat and aiokafka"
+    ),
     "alembic -x url=sqlite+aiosqlite:///app.db upgrade head": "wants a checkout; the tests of migrations",
     "alembic -x url=sqlite+aiosqlite:///app.db downgrade base": "wants a checkout; the tests of migrations",
     "make test": "would run this test; .ci/run, section Tests",

@@ -3,18 +3,13 @@
 import json
 import shutil
 import subprocess
-from contextlib import AsyncExitStack
-from uuid import uuid4
 
-import aio_pika
 import pytest
 from aiokafka import AIOKafkaConsumer
-from aiokafka.admin import AIOKafkaAdminClient
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tests.examples.shop import ORDERS, run, run_demo
-from tests.servers import scratch_database, server
+from tests.examples.shop import ORDERS, kafka, run, run_demo, shop_on
 
 pytestmark = pytest.mark.services
 
@@ -37,42 +32,6 @@ def told(orders):
     return story(ended.stdout)
 
 
-@pytest.fixture
-async def servers():
-    """Return what puts a shop of its own on servers, given by the names of their variables."""
-    async with AsyncExitStack() as stack:
-
-        async def place(database: str, broker: str | None) -> dict[str, str]:
-            topic = f"shop-{uuid4().hex[:12]}"
-            url = await stack.enter_async_context(scratch_database(server(database)))
-            if broker is None:
-                return {"DATABASE_URL": url}
-            stack.push_async_callback({"KAFKA_URL": leave_kafka, "RABBITMQ_URL": leave_rabbitmq}[broker], topic)
-            return {"DATABASE_URL": url, "BROKER_URL": server(broker), "SHOP_TOPIC": topic}
-
-        yield place
-
-
-async def leave_kafka(topic: str) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka())
-    await admin.start()
-    try:
-        await admin.delete_topics([topic])
-    finally:
-        await admin.close()
-
-
-async def leave_rabbitmq(topic: str) -> None:
-    async with await aio_pika.connect(server("RABBITMQ_URL")) as connection:
-        channel = await connection.channel()
-        await channel.queue_delete(f"shop.{topic}")
-        await channel.exchange_delete(topic)
-
-
-def kafka() -> str:
-    return server("KAFKA_URL").removeprefix("kafka://")
-
-
 def story(output: str) -> str:
     """Return the table and the last line."""
     return output[output.index("The shop, whose worker was killed") :]
@@ -87,22 +46,22 @@ def story(output: str) -> str:
         ("POSTGRES_URL", None),
     ],
 )
-async def test_the_story_on_servers_is_that_of_one_file_each_time(orders, told, servers, database, broker):
+async def test_the_story_on_servers_is_that_of_one_file_each_time(orders, told, database, broker):
     assert "killed once" in told
-    place = await servers(database, broker)
-    for time in ("the first time", "and once more on the same servers"):
-        ended = run_demo(orders, "--kills", 1, **place)
-        assert ended.returncode == 0, time + ended.stdout + ended.stderr
-        assert story(ended.stdout) == told
+    async with shop_on(database, broker) as place:
+        for _ in range(2):
+            ended = run_demo(orders, "--kills", 1, **place)
+            assert ended.returncode == 0, ended.stdout + ended.stderr
+            assert story(ended.stdout) == told
 
 
 @pytest.fixture
-async def published(orders, servers):
+async def published(orders):
     """A shop on Kafka that has done its work."""
-    place = await servers("POSTGRES_URL", "KAFKA_URL")
-    ended = run_demo(orders, "--kills", 0, **place)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return place
+    async with shop_on("POSTGRES_URL", "KAFKA_URL") as place:
+        ended = run_demo(orders, "--kills", 0, **place)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        yield place
 
 
 async def test_a_plain_consumer_reads_key_cloudevents_headers_and_json(published):

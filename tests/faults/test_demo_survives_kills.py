@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.shop import ORDERS, rows, run_demo
+from tests.examples.shop import ORDERS, rows, run_demo, shop_on
 
 KILLS = int(os.environ.get("KILLS", "5"))
 WITHIN = 2.0
@@ -48,3 +48,16 @@ def test_kills_at_any_moment_lose_nothing_and_repeat_nothing(tmp_path):
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert_nothing_lost_and_nothing_twice(database)
         killed += ended.stdout.count("was killed after")
+
+
+@pytest.mark.slow
+@pytest.mark.services
+@pytest.mark.parametrize(("database", "broker"), [("POSTGRES_URL", "KAFKA_URL"), ("MYSQL_URL", "RABBITMQ_URL")])
+async def test_kills_on_servers_lose_nothing_and_repeat_nothing(database, broker):
+    killed = 0
+    async with shop_on(database, broker) as place:
+        while killed < KILLS:
+            ended = run_demo("--kills", KILLS - killed, "--within", WITHIN, **place)
+            print(ended.stdout)  # noqa: T201 - the long loop shows what it did
+            assert ended.returncode == 0, ended.stdout + ended.stderr
+            killed += ended.stdout.count("was killed after")
