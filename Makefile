@@ -24,7 +24,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage check format docs bench pythons clean
+.PHONY: help demo test coverage check format docs bench model pythons clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -54,6 +54,9 @@ docs: $(VENV)/.dev ## build the documentation into site/
 
 bench: $(VENV)/.dev ## measure, print a table and write JSON (ARGS: for the benchmarks)
 	$(PY) -m benchmarks $(ARGS)
+
+model: ## search the models of the relay with spin (ARGS=--deep: further, ARGS="--show MISTAKE")
+	scripts/model $(ARGS)
 
 pythons: ## the unit tests under every supported Python
 	scripts/pythons

@@ -51,6 +51,12 @@ byte candidate_before = 0; /* the candidate before it: what was not in that one'
 
 byte i, s; /* counters: zero between two steps */
 
+#if SLOTS > 1
+#define TELL_FLOORS printf("the lane's floors are %d and %d\n", level[0], level[1])
+#else
+#define TELL_FLOORS printf("the lane's floor is %d\n", level[0])
+#endif
+
 /* What is right, and the mistakes that can be switched on. */
 
 #ifdef MISTAKE_XIP_ALONE
@@ -106,7 +112,7 @@ proctype Writer(byte t) {
     :: atomic { last_id < IDS -> insert() }
     :: d_step {
         true ->
-        printf("transaction %d ends; of its rows {%d} may be read\n", t + 1, mine[0] | mine[SLOTS - 1]);
+        printf("transaction %d ends and leaves rows {%d}\n", t + 1, mine[0] | mine[SLOTS - 1]);
         for (s : 0 .. SLOTS - 1) {
             outbox[s] = outbox[s] | mine[s];
             mine[s] = 0
@@ -148,7 +154,8 @@ inline fall_back() {
         fi
     };
     i = 0;
-    printf("the lane sees that {%d} have ended, its floors are %d and %d\n", back, level[0], level[SLOTS - 1]);
+    printf("the lane learns the end of transactions {%d} and falls back\n", back);
+    TELL_FLOORS;
     members = members & ~back;
     back = 0;
     p = 0
@@ -180,7 +187,8 @@ inline raise_floor() {
     s = 0;
     i = 0;
     candidate_before = candidate_m;
-    printf("the lane's candidate counts: floors %d and %d, members {%d}\n", level[0], level[SLOTS - 1], members)
+    printf("the lane's candidate counts, members are transactions {%d}\n", members);
+    TELL_FLOORS
 }
 
 active proctype Lane() {
@@ -207,7 +215,7 @@ end_claim:
             open = ALL_XIDS & ~ended;
 #endif
             m = last_id;
-            printf("the lane locks the slots {%d} and reads the sequence: m = %d\n", locked, m)
+            printf("the lane locks slots {%d} and reads the sequence: m = %d\n", locked, m)
         };
 read:
         /* 2. READ begins with its snapshot … */
@@ -227,7 +235,8 @@ read:
                 fi
             };
             s = 0;
-            printf("the lane reads {%d}; its snapshot has xmax %d and xip {%d}\n", rows[0] | rows[SLOTS - 1], xmax, xip)
+            printf("the lane reads rows {%d}\n", rows[0] | rows[SLOTS - 1]);
+            printf("the lane's snapshot has the xmax %d, in xip transactions {%d}\n", xmax, xip)
         };
         /* … and draws the lane's own xid, the first time that it runs. */
         atomic {
@@ -236,7 +245,7 @@ read:
             :: else
             fi;
             p = P;
-            printf("the lane draws its own xid, higher than %d: P is {%d}\n", x - 1, p)
+            printf("the lane's own xid is above %d, in P are transactions {%d}\n", x - 1, p)
         };
         /* The rest is the lane's memory, or may as well happen at once. */
         atomic {

@@ -183,7 +183,7 @@ proctype Writer(byte t) {
 #endif
     :: d_step {
         true ->
-        printf("transaction %d commits {%d}\n", t + 1, mine);
+        printf("transaction %d commits rows {%d}\n", t + 1, mine);
         for (i : 0 .. ROWS - 1) {
             if
             :: HAS(mine, i) -> earlier[i] = (committed | mine & IDS_TO(i)) & OF_KEY(key)
@@ -214,7 +214,11 @@ inline read() {
     held = rows & looked;
     rows = rows & ~held;
     looked = 0;
-    printf("lane %d reads {%d}, of parked keys {%d}\n", me, batch, held)
+    printf("lane %d reads rows {%d}\n", me, batch);
+    if
+    :: held -> printf("lane %d finds a parked key and will hold back rows {%d}\n", me, held)
+    :: else
+    fi
 }
 
 /* An earlier claim's candidate becomes the floor, but of no row that was seen; a new one is taken. */
@@ -226,18 +230,18 @@ inline raise_floor() {
         :: level < candidate_m && !HAS(batch, level) -> level++
         :: else -> break
         od;
-        printf("lane %d: the floor is %d\n", me, level)
+        printf("lane %d has the floor %d\n", me, level)
     :: else
     fi;
     candidate = true;
     candidate_m = m;
     candidate_p[me - 1] = P;
-    printf("lane %d takes a candidate: m = %d, P = {%d}\n", me, candidate_m, candidate_p[me - 1])
+    printf("lane %d has a candidate: m = %d, in P transactions {%d}\n", me, candidate_m, candidate_p[me - 1])
 }
 
 inline send(its_key) {
     row = FIRST(rows & OF_KEY(its_key));
-    printf("lane %d publishes {%d}\n", me, row);
+    printf("lane %d publishes rows {%d}\n", me, row);
     publish(row);
     acknowledged = acknowledged | row;
     rows = rows & ~row;
@@ -247,7 +251,7 @@ inline send(its_key) {
 /* After the first failure of a key, the rest of it is not sent. It stays in the outbox, and the next claim parks it. */
 inline refuse(its_key) {
     row = FIRST(rows & OF_KEY(its_key));
-    printf("lane %d fails with {%d}\n", me, row);
+    printf("lane %d fails with rows {%d}\n", me, row);
     failed = failed | row;
     rows = rows & ~NOT_SENT;
     row = 0
@@ -256,7 +260,7 @@ inline refuse(its_key) {
 /* Published, but the answer did not come: that is a failure, too. */
 inline lose_answer(its_key) {
     row = FIRST(rows & OF_KEY(its_key));
-    printf("lane %d publishes {%d} and gets no answer\n", me, row);
+    printf("lane %d publishes rows {%d} and gets no answer\n", me, row);
     publish(row);
     fault = true;
     refuse(its_key)
@@ -281,7 +285,7 @@ inline leave() {
 
 /* Delete what was acknowledged; park what failed, and what has a parked key behind it; COMMIT. */
 inline settle() {
-    printf("lane %d settles: {%d} acknowledged, {%d} failed, {%d} held back\n", me, acknowledged, failed, held);
+    printf("lane %d settles: deletes rows {%d}, parks rows {%d}\n", me, acknowledged, failed | held);
     outbox = outbox & ~acknowledged;
     row = (failed | held) & outbox;
     for (i : 0 .. 1) {
@@ -374,12 +378,12 @@ end_looked:
         :: d_step { MAY(failures) && (rows & OF_KEY(1)) -> DO(failures); refuse(1) }
         :: d_step { MAY(failures) && (rows & OF_KEY(0)) -> DO(failures); lose_answer(0) }
         :: d_step { MAY(failures) && (rows & OF_KEY(1)) -> DO(failures); lose_answer(1) }
-        :: d_step { MAY(failures) && rows -> DO(failures); rows = 0; printf("lane %d: the deadline\n", me) }
+        :: d_step { MAY(failures) && rows -> DO(failures); rows = 0; printf("lane %d has passed its deadline\n", me) }
 #endif
 #ifdef ZOMBIE
         :: d_step {
             MAY(stops) && rows && !zombie -> DO(stops);
-            printf("lane %d is stopped and has lost its locks; a zombie holds {%d}\n", me, rows);
+            printf("lane %d is stopped and has lost its locks; a zombie holds rows {%d}\n", me, rows);
             fault = true;
             zombie = rows;
             lose_connection()
@@ -408,7 +412,7 @@ inline let_go() {
 
 /* Delete the row, make the next one of its key due, COMMIT. */
 inline settle_retry() {
-    printf("retry %d deletes {%d}\n", me, row);
+    printf("retry %d deletes rows {%d}\n", me, row);
     parked = parked & ~row;
     due = due & ~row | NEXT;
     check_heads();
@@ -421,6 +425,13 @@ inline crash_published() {
     let_go()
 }
 
+#define TELL_LOCK printf("retry %d locks rows {%d}\n", me, row)
+
+inline find(key) {
+    row = FIRST_PARKED(key);
+    printf("retry %d finds rows {%d}\n", me, row)
+}
+
 /* Tries the first row of a parked key, without the slot lock. */
 proctype Retry(byte me) {
     byte row = 0;
@@ -430,20 +441,20 @@ end_idle:
     ::
         /* A plain read finds the first row of a key. (One that is locked now would be left alone.) */
         if
-        :: d_step { FIRST_PARKED(0) & ~row_locks -> row = FIRST_PARKED(0); printf("retry %d finds {%d}\n", me, row) }
-        :: d_step { FIRST_PARKED(1) & ~row_locks -> row = FIRST_PARKED(1); printf("retry %d finds {%d}\n", me, row) }
+        :: d_step { FIRST_PARKED(0) & ~row_locks -> find(0) }
+        :: d_step { FIRST_PARKED(1) & ~row_locks -> find(1) }
         fi;
         /* That row is locked, if it is still there and nobody else has it. */
         if
-        :: d_step { parked & row & ~row_locks -> row_locks = row_locks | row; printf("retry %d locks {%d}\n", me, row) }
+        :: d_step { parked & row & ~row_locks -> row_locks = row_locks | row; TELL_LOCK }
         :: d_step { !(parked & row & ~row_locks) -> row = 0 }; goto end_idle
         fi;
         if
-        :: d_step { true -> printf("retry %d publishes {%d}\n", me, row); publish(row) }
+        :: d_step { true -> printf("retry %d publishes rows {%d}\n", me, row); publish(row) }
         :: d_step { MAY(failures) -> DO(failures); let_go() }; goto end_idle
         :: d_step {
             MAY(failures) -> DO(failures);
-            printf("retry %d publishes {%d} and gets no answer\n", me, row);
+            printf("retry %d publishes rows {%d} and gets no answer\n", me, row);
             publish(row);
             fault = true;
             let_go()
@@ -451,7 +462,7 @@ end_idle:
 #ifdef ZOMBIE
         :: d_step {
             MAY(stops) && !zombie -> DO(stops);
-            printf("retry %d is stopped and has lost its locks; a zombie holds {%d}\n", me, row);
+            printf("retry %d is stopped and has lost its locks; a zombie holds rows {%d}\n", me, row);
             fault = true;
             zombie = row;
             let_go()
@@ -479,7 +490,7 @@ end_idle:
 #ifdef ZOMBIE
 inline send_late(key) {
     row = FIRST(zombie & OF_KEY(key));
-    printf("the zombie publishes {%d}\n", row);
+    printf("the zombie publishes rows {%d}\n", row);
     publish(row);
     zombie = zombie & ~row;
     row = 0
