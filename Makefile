@@ -27,7 +27,7 @@ WITH_SERVERS = eval "$$($(PY) scripts/services env)";
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage check format docs bench pythons clean
+.PHONY: help demo test coverage check format docs bench model pythons clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -60,6 +60,10 @@ bench: $(VENV)/.dev ## measure, print a table and write JSON (ARGS: for the benc
 
 pythons: ## the unit tests under every supported Python; with servers and SQLAlchemy 2.0 the database tests, too
 	eval "$$(scripts/services env)"; scripts/pythons
+
+model: ## search the models of the relay with spin (ARGS=--deep: further, ARGS="--show MISTAKE")
+	scripts/model $(ARGS)
+
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) .venvs build dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

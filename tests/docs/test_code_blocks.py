@@ -37,7 +37,7 @@ COVERED_ELSEWHERE = {
 }
 
 # Languages that are shown, not executed.
-SHOWN = {"text", "mermaid", "sql", "csv", "http", "xml", "yaml", "properties", "diff", "html"}
+SHOWN = {"text", "mermaid", "sql", "csv", "http", "xml", "yaml", "properties", "diff", "html", "promela"}
 EXECUTED = {"python", "console", "bash"}
 PARSED = {
     "toml": tomllib.loads,
