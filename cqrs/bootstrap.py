@@ -218,7 +218,11 @@ def _database(wishes: Wishes, problems: list[Problem]) -> Database | None:
 
     database = connect(wishes.database, problems, prefix=wishes.prefix, schema=wishes.schema, migrate=wishes.migrate)
     if database is not None and not database.dialect.carries_log:
-        wrong = [name for name, asked in (("carrier='log'", wishes.carrier == "log"), ("listen_url=", wishes.listen_url)) if asked]
+        wrong = [
+            name
+            for name, asked in (("carrier='log'", wishes.carrier == "log"), ("listen_url=", wishes.listen_url))
+            if asked
+        ]
         problems.extend(Problem(f"{name} needs PostgreSQL", "Leave it out.") for name in wrong)
     return database
 

@@ -1,14 +1,16 @@
 """How relays share a database server: a lane's one open transaction holds the locks of its slots until it settles.
 
-Whatever kills the lane rolls the transaction back and frees the slots: nothing is lost, at most one batch is sent again.
+Whatever kills the lane rolls the transaction back and frees the slots: nothing is lost, and at most one batch is sent
+again.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import text
 
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from cqrs.outbox.store import Store
 
 MOST_BYTES = 16 * 1024 * 1024
-"""After how many bytes of bodies a claim is full."""
+"""How many bytes of bodies a claim may have, as far as the one before lets guess."""
+CAREFUL = 100
+"""How many rows are taken while it is not known how large they are."""
 
 
 class Slots(Protocol):
@@ -61,6 +65,31 @@ class Slots(Protocol):
         ...
 
 
+class Appetite:
+    """How many rows a lane's next claim takes: fewer where they are large, and deeper where few slots have many.
+
+    The first claim is small, since nobody knows how large its rows are.
+    """
+
+    def __init__(self) -> None:
+        self._size = MOST_BYTES / CAREFUL
+        self._depth = 1
+
+    def portions(self, limit: int, slots: int) -> tuple[int, int]:
+        """Return how many rows to take, and how many of each slot."""
+        most = min(limit, max(1, int(MOST_BYTES / self._size)))
+        return most, min(most, -(-most // slots) * self._depth)
+
+    def learn(self, rows: Sequence[Sequence[Any]], most: int, each: int) -> None:
+        """Learn from rows of (number, slot, ..., payload, place)."""
+        taken = sum([len(row[8]) for row in rows])
+        self._size = max(taken / max(len(rows), 1), self._size / 4, 1.0)
+        if len(rows) >= most:
+            self._depth = max(1, self._depth // 2)
+        elif len(rows) < most / 2 and max(Counter(row[1] for row in rows).values(), default=0) >= each:
+            self._depth = min(self._depth * 2, most)
+
+
 class LockedLane:
     """One connection, held from its first claim on, and replaced after every fault."""
 
@@ -91,8 +120,8 @@ class LockedLane:
             if connection.in_transaction():
                 return await self._store.probe(connection, view, floors)
             if await self._slots.autocommits(connection):
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
-                return await self._store.probe(connection, view, floors)
+                plain = await connection.execution_options(isolation_level="AUTOCOMMIT")
+                return await self._store.probe(plain, view, floors)
             async with connection.begin():
                 return await self._store.probe(connection, view, floors)
 

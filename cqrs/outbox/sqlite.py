@@ -73,7 +73,7 @@ class SQLite:
         """Return the database's time so many seconds from now, as it is stored."""
         return func.strftime(literal(TIME), literal("now"), literal(shift(seconds)))
 
-    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[float]:
+    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the seconds from the database's time to a stored moment."""
         return (func.julianday(moment) - func.julianday("now")) * 86400.0
 

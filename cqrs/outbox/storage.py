@@ -19,7 +19,6 @@ from cqrs.errors import DatabaseUnreachable, DrainTimeout, NotOpen, SchemaError
 from cqrs.outbox.desk import Outbox
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import DEAD
-from cqrs.outbox.store import Store
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
 from cqrs.registry import Kind
 from cqrs.schema import VERSION
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from cqrs.context import Context
     from cqrs.outbox.database import Database
     from cqrs.outbox.publisher import Publisher
+    from cqrs.outbox.store import Store
     from cqrs.signature import Handler
 
 log = logging.getLogger(__name__)
@@ -240,7 +240,9 @@ class Storage:
 
     async def _forget(self) -> None:
         for _ in range(100):
-            if not await self.store.inbox.forget(inbox=self._keeping.inbox, dead=self._keeping.dead, skipping=self._skipping):
+            if not await self.store.inbox.forget(
+                inbox=self._keeping.inbox, dead=self._keeping.dead, skipping=self._skipping
+            ):
                 return
 
     # Draining

@@ -49,7 +49,9 @@ def registry(registry: cqrs.Registry) -> cqrs.Registry:
 
 
 def make(registry: cqrs.Registry, database: Any, **wishes: Any) -> cqrs.Mediator:
-    return cqrs.bootstrap(registry=registry, database=database, **{"name": "shop", "retry": AT_ONCE, "migrate": True, **wishes})
+    return cqrs.bootstrap(
+        registry=registry, database=database, **{"name": "shop", "retry": AT_ONCE, "migrate": True, **wishes}
+    )
 
 
 async def relay_all(app: cqrs.Mediator) -> None:
