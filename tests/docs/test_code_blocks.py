@@ -74,13 +74,17 @@ def run(document: Path, directory: Path, database: str | None = None) -> subproc
     """Run the document's blocks with the directory as working directory and this environment's programs on PATH."""
     given = {} if database is None else {"DATABASE_URL": database}
     kept = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
-    environment = kept | given | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(directory),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "NO_COLOR": "1",
-        "COLUMNS": "120",
-    }
+    environment = (
+        kept
+        | given
+        | {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": str(directory),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "NO_COLOR": "1",
+            "COLUMNS": "120",
+        }
+    )
     # By its path: the checkout itself is not on the module search path, so a document cannot lean on it.
     runner = [sys.executable, "-W", "error", str(ROOT / "tests/docs/document.py"), str(document)]
     return subprocess.run(
@@ -175,7 +179,9 @@ $ make demo
 def test_a_block_that_wants_a_server_is_compiled_only_while_there_is_none(tmp_path: Path):
     document = write(tmp_path, '```python\nimport os\n\nprint(os.environ["DATABASE_URL"])\n```')
     assert run(document, tmp_path / "work").stdout == ""
-    assert run(document, tmp_path / "work", "postgresql+asyncpg://host/name").stdout == "postgresql+asyncpg://host/name\n"
+    assert (
+        run(document, tmp_path / "work", "postgresql+asyncpg://host/name").stdout == "postgresql+asyncpg://host/name\n"
+    )
 
 
 @pytest.mark.parametrize(

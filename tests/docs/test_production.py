@@ -50,9 +50,9 @@ async def test_every_statement_runs_and_the_application_opens_as_it_says(variabl
 def test_every_log_line_is_one_of_the_code():
     lines = re.findall(r"^\| (?:error|warning) \| `(cqrs[\w.]+)` \| `([^`]+)` \|", PAGE, flags=re.MULTILINE)
     assert len(lines) >= 12
-    for logger, text in lines:
+    for logger, line in lines:
         module = ROOT / f"{logger.replace('.', '/')}.py"
         nodes = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
         said = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-        pattern = re.compile(".*".join(map(re.escape, text.split("…"))))
-        assert any(pattern.search(one) for one in said), text
+        pattern = re.compile(".*".join(map(re.escape, line.split("…"))))
+        assert any(pattern.search(one) for one in said), line
