@@ -57,6 +57,9 @@ class MySQL:
         row = insert(store.tables.inbox).values(handler=handler, message_id=message_id, handled_at=store.now())
         return connection.execute(row.prefix_with("IGNORE").execution_options(preserve_rowcount=True)).rowcount == 1
 
+    async def check(self, store: Store) -> None:
+        """Rely on nothing that could be changed."""
+
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
         """Wait until no relay works on these slots, and keep all from them until the transaction ends."""
         table = store.tables.slot

@@ -11,6 +11,7 @@ from zlib import crc32
 from sqlalchemy import ColumnElement, Float, cast, extract, func, text
 from sqlalchemy.dialects.postgresql import insert
 
+from cqrs.errors import SchemaError
 from cqrs.outbox.bell import Bell
 from cqrs.outbox.floor import Floor, Snapshot
 from cqrs.outbox.locks import Appetite, LockedLane
@@ -70,6 +71,18 @@ class PostgreSQL:
         row = insert(store.tables.inbox).values(handler=handler, message_id=message_id, handled_at=store.now())
         return connection.execute(row.on_conflict_do_nothing().execution_options(preserve_rowcount=True)).rowcount == 1
 
+    async def check(self, store: Store) -> None:
+        """Refuse a sequence that hands out ids in advance: a floor may then pass over rows that are still to come."""
+        names = Names(store)
+        async with store.readers.connect() as connection:
+            statement = text("SELECT seqcache FROM pg_sequence WHERE seqrelid = CAST(:name AS regclass)")
+            cached = await connection.scalar(statement, {"name": names.sequence})
+        if cached != 1:
+            raise SchemaError(
+                f"The sequence {names.sequence} hands out {cached} ids at a time, and the relay relies on their order. "
+                f"Run: ALTER SEQUENCE {names.sequence} CACHE 1"
+            )
+
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
         """Wait until no relay works on these slots, and keep all from them until the transaction ends."""
         statement = text("SELECT pg_advisory_xact_lock(:class, s) FROM unnest(CAST(:slots AS integer[])) s")
@@ -100,7 +113,7 @@ class AdvisorySlots:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._class = lock_class(store)
-        self._names = _Names(store)
+        self._names = Names(store)
         self._floors: dict[View, Floor] = {}
         self._last = 0
         self._appetite = Appetite()
@@ -188,18 +201,19 @@ class AdvisorySlots:
         return found
 
 
-class _Names:
+class Names:
     """Fills the names of tables, and the conditions of a view, into statements."""
 
     def __init__(self, store: Store) -> None:
         preparer = store.short.dialect.identifier_preparer
         outbox = store.tables.outbox
         schema = f"{preparer.quote_schema(outbox.schema)}." if outbox.schema else ""
+        self.sequence = schema + preparer.quote(f"{outbox.name}_id_seq")
         self._names = {
             "outbox": preparer.format_table(outbox),
             "parked": preparer.format_table(store.tables.parked),
             "limit": LIMIT,
-            "sequence": schema + preparer.quote(f"{outbox.name}_id_seq"),
+            "sequence": self.sequence,
         }
         self._filled: dict[tuple[str, bool, bool], str] = {}
 

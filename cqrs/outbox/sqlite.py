@@ -83,6 +83,9 @@ class SQLite:
         statement = f"INSERT OR IGNORE INTO {inbox} (handler, message_id, handled_at) VALUES (?, ?, {NOW})"  # noqa: S608 - the name is checked at bootstrap
         return execute(connection, statement, handler, message_id, shift(store.ahead)) == 1
 
+    async def check(self, store: Store) -> None:
+        """Rely on nothing that could be changed."""
+
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
         """Need nothing: the transaction is the only one that writes."""
 

@@ -189,6 +189,8 @@ class Storage:
         if number != VERSION:
             raise SchemaError(_schema_advice(number, database))
 
+        await self.store.dialect.check(self.store)
+
     async def _check_settings(self) -> None:
         found = await self.store.record(self._wanted())
         if found["application"] != self._name:

@@ -121,6 +121,10 @@ class Dialect(Protocol):
         """Write an inbox row unless it is there; returns whether it was not."""
         ...
 
+    async def check(self, store: Store) -> None:
+        """Raise `SchemaError` where somebody changed what the dialect relies on."""
+        ...
+
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
         """Wait until no relay works on these slots, and keep all from them until the transaction ends."""
         ...

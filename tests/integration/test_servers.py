@@ -16,6 +16,7 @@ import cqrs
 from cqrs.outbox import bell, storage
 from cqrs.outbox.relay import Pace
 from cqrs.outbox.rows import View
+from tests.proxy import Proxy
 from tests.servers import scratch_database, server
 from tests.unit.outbox.support import run_sql, storage_of, until
 
@@ -221,7 +222,7 @@ async def kill_claims(database: str, variable: str) -> None:
 
 IDLE = {
     "POSTGRES_URL": "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
-    "AND state = 'idle in transaction' AND query LIKE '%octet_length%'",
+    "AND state = 'idle in transaction' AND query LIKE '%pg_current_snapshot%'",
     "MYSQL_URL": "SELECT trx_mysql_thread_id FROM information_schema.innodb_trx "
     "JOIN information_schema.processlist ON id = trx_mysql_thread_id WHERE db = DATABASE() AND trx_rows_locked > 0",
 }
@@ -274,6 +275,53 @@ async def test_slot_rows_and_settings_that_were_deleted_are_written_again(monkey
     assert found == ["application", "carrier", "schema", "slots"]
 
 
+class Write(cqrs.Command[None]):
+    emits: bool = False
+
+
+@pytest.mark.parametrize("variable", ["POSTGRES_URL", "MYSQL_URL"])
+@pytest.mark.parametrize("emits", [False, True])
+async def test_a_connection_lost_during_commit_leaves_it_unknown(database: str, emits: bool):
+    """With an event to insert first, nothing has reached COMMIT yet: that is a plain failure."""
+    registry = cqrs.Registry()
+    registry.integration_event(topic="orders", key="order")(Happened)
+    url = make_url(database)
+    async with Proxy(url.host or "", url.port or 0) as proxy:
+
+        @registry.command_handler
+        async def write(command: Write, session: AsyncSession, context: cqrs.Context) -> None:
+            await session.execute(text("SELECT 1"))
+            if command.emits:
+                context.emit(Happened())
+            proxy.cut()
+
+        @registry.event_handler(name="receive")
+        async def receive(event: Happened) -> None: ...
+
+        through = url.set(port=proxy.port).render_as_string(hide_password=False)
+        app = cqrs.bootstrap(registry=registry, name="shop", database=through, migrate=True, relay=False)
+        async with app:
+            with pytest.raises(DBAPIError if emits else cqrs.CommitUnknown):
+                await app.send(Write(emits=emits))
+            proxy.resume()
+
+
+async def test_a_stalled_connection_costs_a_lane_its_lease_and_no_more(database: str):
+    """A network that swallows everything: the relay opens another connection, and the server frees the slots."""
+    shop, url = Shop(), make_url(database)
+    async with Proxy(url.host or "", url.port or 0) as proxy:
+        through = url.set(port=proxy.port).render_as_string(hide_password=False)
+        async with shop.app(through, lease=1.0, grace=0.5) as app, shop.app(database, relay=False) as saving:
+            await saving.emit(Happened(number=1))
+            await until(lambda: shop.seen == [1])
+            proxy.stall()
+            await saving.emit(Happened(number=2))
+            await asyncio.wait({asyncio.create_task(storage_of(app).relay.relay_outbox())}, timeout=1.5)
+            proxy.cut()
+            proxy.resume()
+            await until(lambda: 2 in shop.seen, 20.0)
+
+
 # Bad input
 
 
@@ -304,6 +352,16 @@ async def test_a_server_that_does_not_run_is_named(database: str):
 async def test_missing_tables_are_named_with_what_to_run(database: str):
     with pytest.raises(cqrs.SchemaError, match="alembic upgrade head"):
         await Shop().app(database, migrate=False).__aenter__()
+
+
+async def test_a_sequence_that_hands_out_ids_in_advance_is_refused_with_the_cure(database: str):
+    async with Shop().app(database):
+        pass
+    await run_sql(database, "ALTER SEQUENCE cqrs_outbox_id_seq CACHE 20")
+    with pytest.raises(
+        cqrs.SchemaError, match=r"hands out 20 ids at a time.*Run: ALTER SEQUENCE cqrs_outbox_id_seq CACHE 1"
+    ):
+        await Shop().app(database).__aenter__()
 
 
 @BOTH
