@@ -103,7 +103,7 @@ class PostgreSQL:
         return Bell(store.short, f"cqrs_{lock_class(store)}", heard=heard, listen_url=listen_url)
 
     def slots(self, store: Store) -> Sequence[int]:
-        """Return the rows that the slot table must have: none, slots are numbers here."""
+        """Return the rows that the slot table has on every database; here nobody reads them, slots are numbers."""
         return range(store.slots)
 
 
