@@ -121,16 +121,21 @@ class Ours:
         self.publisher = publisher
 
     @property
+    def batch(self) -> int:
+        """Return how many rows a claim has at most."""
+        return self.app.storage.relay._pace.batch  # noqa: SLF001 - nothing public tells
+
+    @property
     def pace(self) -> str:
         """Return how the relay works, as a condition of what was measured."""
         pace = self.app.storage.relay._pace  # noqa: SLF001 - nothing public tells
         return f"batch {pace.batch:,}, {pace.lanes} lane{'s' if pace.lanes > 1 else ''}"
 
-    async def drain(self, number: int) -> float:
+    async def drain(self, number: int, *, topic: str = TOPIC) -> float:
         """Fill the outbox, let the relay empty it, and return the nanoseconds of each row."""
         await self.outbox.empty()
         self.publisher.expect(number)
-        await self.outbox.fill(number)
+        await self.outbox.fill(number, topic=topic)
         return await self.delivered(number)
 
     async def delivered(self, number: int) -> float:

@@ -6,14 +6,13 @@ Keys are drawn at random, the same ones in every run; a row's slot is the one th
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from zlib import crc32
 
-from sqlalchemy import bindparam, insert, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import BigInteger, Column, Integer, MetaData, SmallInteger, String, Table, insert, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cqrs.schema import tables
-from sqlalchemy import BigInteger, Column, Integer, MetaData, SmallInteger, String, Table
 
 TOPIC = "orders"
 KEYS = 10_000
@@ -57,6 +56,17 @@ def slot_of(topic: str, key: str) -> int:
 
 def key_of(number: int) -> str:
     return f"customer-{number:05}"
+
+
+def drawn_keys(number: int, keys: int = KEYS) -> list[str]:
+    """Return the keys of so many rows, drawn as `prepare` draws them."""
+    drawn = random.Random(1)
+    return [key_of(drawn.randrange(keys)) for _ in range(number)]
+
+
+def body_of(number: int, key: str) -> bytes:
+    """Return the body of a row, as `Outbox.fill` makes it."""
+    return f'{BODY[0]}order-{number:09}{BODY[1]}{key}{BODY[2]}{filler()}"}}'.encode()
 
 
 def filler() -> str:
