@@ -152,7 +152,7 @@ class Ours:
                 return (ended - began) / number
 
     async def part(self, number: int) -> float:
-        """Open the gate for so many rows of a backlog, and return the nanoseconds of each."""
+        """Open the gate for so many rows, wait until they are delivered, and return the nanoseconds of each."""
         self.publisher.expect(number)
         self.publisher.is_open = True
         began = perf_counter_ns()
@@ -161,6 +161,14 @@ class Ours:
         took = perf_counter_ns() - began
         self.publisher.is_open = False
         return took / number
+
+    async def refilled_part(self, number: int, *, afresh: bool) -> float:
+        """Fill the outbox while the gate is closed, and deliver as much."""
+        self.publisher.is_open = False
+        if afresh:
+            await self.outbox.empty()
+        await self.outbox.fill(number)
+        return await self.part(number)
 
 
 @asynccontextmanager
