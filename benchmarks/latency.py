@@ -71,8 +71,8 @@ async def commit_to_publish(effort: Effort) -> list[Line]:
         poller = asyncio.create_task(_poll(url, polled))
         stack.callback(poller.cancel)
         options = {"relay": False}
-        app = await stack.enter_async_context(application(url, _nowhere(), **options))
-        other = await stack.enter_async_context(application(url, _nowhere(), prefix="polled_", **options))
+        app = await stack.enter_async_context(application(url, Nowhere(), **options))
+        other = await stack.enter_async_context(application(url, Nowhere(), prefix="polled_", **options))
         found: dict[str, list[float]] = {"ours": [], "polled": []}
         ways: dict[str, tuple[Callable[[Any], Awaitable[Any]], Arrivals]] = {
             "ours": (app.send, woken),
@@ -100,7 +100,7 @@ async def commit_to_publish(effort: Effort) -> list[Line]:
     ]
 
 
-class _nowhere:  # noqa: N801 - a stand-in
+class Nowhere:
     """The broker of an application that does not relay."""
 
     async def open(self) -> None:
