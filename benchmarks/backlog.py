@@ -1,4 +1,4 @@
-"""What stands in the way of a relay: a long backlog, a transaction that stays open, the rows of a topic out of reach."""
+"""What stands in a relay's way: a long backlog, a transaction that stays open, rows of a topic out of reach."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ async def _open_transaction(engine: AsyncEngine, kind: str) -> AsyncIterator[Non
     level = "REPEATABLE READ" if kind == "read" else "READ COMMITTED"
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level=level)
-        await connection.execute(text("SELECT count(*) FROM bench_key" if kind == "read" else "SELECT pg_current_xact_id()"))
+        await connection.execute(
+            text("SELECT count(*) FROM bench_key" if kind == "read" else "SELECT pg_current_xact_id()")
+        )
         yield
         await connection.rollback()
 
@@ -132,7 +134,7 @@ async def behind_dead_topic(effort: Effort) -> list[Line]:
 
 
 JOBS = [
-    Job("relay-backlog", with_backlog, (servers.POSTGRESQL,)),
-    Job("relay-beside-transaction", beside_transactions, (servers.POSTGRESQL,)),
-    Job("relay-dead-topic", behind_dead_topic, (servers.POSTGRESQL,)),
+    Job("relay-backlog", "a long backlog", with_backlog, (servers.POSTGRESQL,)),
+    Job("relay-beside-transaction", "beside a transaction that stays open", beside_transactions, (servers.POSTGRESQL,)),
+    Job("relay-dead-topic", "behind the rows of a topic out of reach", behind_dead_topic, (servers.POSTGRESQL,)),
 ]

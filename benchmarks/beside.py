@@ -51,6 +51,12 @@ async def against(effort: Effort, kind: peer.Kind, bar: Bar) -> list[Line]:
 
 
 JOBS = [
-    Job(f"peer-{kind.name}", partial(against, kind=kind, bar=bar), (servers.POSTGRESQL,))
+    Job(
+        f"peer-{kind.name}",
+        f"PostgreSQL → nothing, against {kind.name}",
+        partial(against, kind=kind, bar=bar),
+        (servers.POSTGRESQL,),
+        is_quick=False,
+    )
     for kind, bar in ((peer.PYTHON_CQRS_OUTBOX, Bar(50)), (peer.FASTSTREAM_OUTBOX, Bar(15)))
 ]

@@ -102,4 +102,4 @@ async def statements(effort: Effort) -> list[Line]:
     ]
 
 
-JOBS = [Job("idle", statements, (servers.POSTGRESQL,))]
+JOBS = [Job("idle", "statements of an idle relay", statements, (servers.POSTGRESQL,))]

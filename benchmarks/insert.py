@@ -89,11 +89,13 @@ async def cost(effort: Effort, name: str, title: str, variable: str, bar: float)
 JOBS = [
     Job(
         "insert-postgresql",
+        "one event added to a transaction, PostgreSQL",
         partial(cost, name="insert-postgresql", title="PostgreSQL", variable=servers.POSTGRESQL, bar=1.3),
         (servers.POSTGRESQL,),
     ),
     Job(
         "insert-mariadb",
+        "one event added to a transaction, MariaDB",
         partial(cost, name="insert-mariadb", title="MariaDB", variable=servers.MYSQL, bar=1.8),
         (servers.MYSQL,),
     ),

@@ -1,4 +1,4 @@
-"""From the commit of a command to the publish by a relay in another process, on a system that has nothing else to do."""
+"""From the commit of a command to the publish by a relay in another process, on an idle system."""
 
 from __future__ import annotations
 
@@ -126,4 +126,4 @@ async def _poll(url: str, arrivals: Arrivals) -> None:
         await asyncio.sleep(POLL)
 
 
-JOBS = [Job("latency", commit_to_publish, (servers.POSTGRESQL,))]
+JOBS = [Job("latency", "commit → published", commit_to_publish, (servers.POSTGRESQL,))]

@@ -89,11 +89,13 @@ Measure = Callable[[Any], Awaitable[list[Line]]]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What `--only` selects: a name, the variables that name its servers, and what measures its lines."""
+    """What `--only` selects: a name, in short what it measures, and the variables that name its servers."""
 
     name: str
+    what: str
     measure: Measure
     needs: Sequence[str] = ()
+    is_quick: bool = True
 
 
 def shown(figure: float, unit: str) -> str:
@@ -122,14 +124,17 @@ def typical(found: Sequence[float]) -> tuple[float, tuple[float, float]]:
 
 def text(lines: Sequence[Line]) -> str:
     """Return the lines for a terminal: what is long below, what is compared in columns."""
-    rows = []
-    for line in lines:
-        name, what, bar, found, spread, *_, verdict = line.cells
-        del name
-        rows.append([what, bar, found, spread, verdict])
-    table = report.table(["what", "bar", "measured", "half of the rounds", "met?"], rows)
-    notes = [f"  {line.name}: {_note(line)}" for line in lines if line.measured is not None]
-    return "\n".join([table, *notes])
+    measured = [line for line in lines if line.measured is not None]
+    parts = []
+    if measured:
+        rows = []
+        for line in measured:
+            _, what, bar, found, spread, *_, verdict = line.cells
+            rows.append([what, bar, found, spread, verdict])
+        parts.append(report.table(["what", "bar", "measured", "half of the rounds", "met?"], rows))
+        parts.append("\n".join(f"{line.what}\n    {_note(line)}" for line in measured))
+    missing = [f"{line.what}: not measured: {line.missing}" for line in lines if line.measured is None]
+    return "\n\n".join([*parts, *(["\n".join(missing)] if missing else [])])
 
 
 def _note(line: Line) -> str:

@@ -64,7 +64,11 @@ async def flat(effort: Effort) -> list[Line]:
             what=f"growth of a relay's memory over {number:,} rows, after the first tenth",
             bar=Bar(30, "MiB", most=True),
             measured=(most - first) / MIB,
-            rates={"after the first tenth": f"{first / MIB:.0f} MiB", "most": f"{most / MIB:.0f} MiB", "ours": rate(per_second)},
+            rates={
+                "after the first tenth": f"{first / MIB:.0f} MiB",
+                "most": f"{most / MIB:.0f} MiB",
+                "ours": rate(per_second),
+            },
             conditions=conditions(number, relays[0].shown_pace, f"resident, {len(samples.warm)} samples"),
         )
     ]
@@ -78,4 +82,4 @@ async def measure(effort: Effort) -> list[Line]:
     return await flat(effort)
 
 
-JOBS = [Job("memory", measure, (servers.POSTGRESQL,))]
+JOBS = [Job("memory", "memory of a relay", measure, (servers.POSTGRESQL,))]

@@ -44,7 +44,9 @@ class Publisher:
     `pause` is how long each batch takes. A closed gate sends nothing and leaves all rows where they are.
     """
 
-    def __init__(self, inner: cqrs.Publisher | None = None, *, pause: float = 0.0, dead_topic: str | None = None) -> None:
+    def __init__(
+        self, inner: cqrs.Publisher | None = None, *, pause: float = 0.0, dead_topic: str | None = None
+    ) -> None:
         self._inner = inner
         self._pause = pause
         self._dead_topic = dead_topic
@@ -145,7 +147,7 @@ class Ours:
         self.app.storage.relay.wake()
         await self.publisher.delivered()
         while True:
-            while await self.outbox.has_rows_above(last - SETTLED):
+            while await self.outbox.has_rows_above(last - SETTLED):  # noqa: ASYNC110 - nobody tells of a settled batch
                 await asyncio.sleep(LOOK)
             ended = perf_counter_ns()
             if not await self.outbox.count():

@@ -38,9 +38,7 @@ class Kind:
         return self.pinned.partition("==")[0]
 
 
-PYTHON_CQRS = Kind(
-    "python-cqrs==5.3.0", HERE / "python_cqrs.py", ("aiosqlite", "dependency-injector", "sqlalchemy")
-)
+PYTHON_CQRS = Kind("python-cqrs==5.3.0", HERE / "python_cqrs.py", ("aiosqlite", "dependency-injector", "sqlalchemy"))
 PYTHON_CQRS_OUTBOX = Kind(
     "python-cqrs==5.3.0",
     HERE / "peers" / "outbox_python_cqrs.py",

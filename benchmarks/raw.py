@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from benchmarks.ours import Contestant
-from benchmarks.rows import HEADERS, TOPIC, UUID, Outbox, body_of, drawn_keys
+from benchmarks.rows import HEADERS, UUID, Outbox, body_of, drawn_keys
 from benchmarks.servers import RABBITMQ, asyncpg_connection, kafka_servers
 
 COLUMNS = "id, slot, event_id, destination, topic, message_key, type, headers, payload"

@@ -30,7 +30,9 @@ def rates(taken: Mapping[str, Sequence[float]], titles: Mapping[str, str]) -> di
 
 
 @asynccontextmanager
-async def database(variable: str, rows: int, *, keys: int = KEYS, topic: str = TOPIC) -> AsyncIterator[tuple[AsyncEngine, str]]:
+async def database(
+    variable: str, rows: int, *, keys: int = KEYS, topic: str = TOPIC
+) -> AsyncIterator[tuple[AsyncEngine, str]]:
     """Give an empty database on a server, with so many rows prepared."""
     async with servers.scratch(variable) as url:
         engine = create_async_engine(url)
@@ -166,8 +168,8 @@ async def _to_rabbitmq(effort: Effort, name: str, what: str, bar: Bar, keys: int
 
 
 JOBS = [
-    Job("relay-postgresql-nothing", to_nothing, (servers.POSTGRESQL,)),
-    Job("relay-postgresql-kafka", to_kafka, (servers.POSTGRESQL, servers.KAFKA)),
-    Job("relay-postgresql-rabbitmq", to_rabbitmq, (servers.POSTGRESQL, servers.RABBITMQ)),
-    Job("relay-mariadb-kafka", mariadb_to_kafka, (servers.MYSQL, servers.POSTGRESQL, servers.KAFKA)),
+    Job("relay-postgresql-nothing", "PostgreSQL → nothing", to_nothing, (servers.POSTGRESQL,)),
+    Job("relay-postgresql-kafka", "PostgreSQL → Kafka", to_kafka, (servers.POSTGRESQL, servers.KAFKA)),
+    Job("relay-postgresql-rabbitmq", "PostgreSQL → RabbitMQ", to_rabbitmq, (servers.POSTGRESQL, servers.RABBITMQ)),
+    Job("relay-mariadb-kafka", "MariaDB → Kafka", mariadb_to_kafka, (servers.MYSQL, servers.POSTGRESQL, servers.KAFKA)),
 ]

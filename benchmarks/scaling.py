@@ -99,4 +99,4 @@ async def share(effort: Effort) -> list[Line]:
     ]
 
 
-JOBS = [Job("relay-two", share, (servers.POSTGRESQL,))]
+JOBS = [Job("relay-two", "two and four relays against one", share, (servers.POSTGRESQL,))]

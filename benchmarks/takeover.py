@@ -73,7 +73,7 @@ async def measure(effort: Effort) -> list[Line]:
     return [
         Line(
             name="takeover-killed",
-            what="one of two busy relays is killed: the other delivers from its slots after",
+            what="one of two busy relays is killed (SIGKILL): the other delivers from its slots after",
             bar=Bar(1.0, "s", most=True),
             measured=after,
             spread=between,
@@ -82,7 +82,7 @@ async def measure(effort: Effort) -> list[Line]:
         ),
         Line(
             name="takeover-stopped",
-            what=f"one of two busy relays is stopped, lease {effort.lease:.0f} s: the other delivers from its slots after",
+            what=f"the same for one that is stopped (SIGSTOP), lease {effort.lease:.0f} s",
             bar=Bar(effort.lease + 1.0, "s", most=True),
             measured=lease,
             spread=around,
@@ -115,10 +115,10 @@ async def _once(effort: Effort, how: signal.Signals) -> tuple[float, int, list[i
         for relay in relays:
             relay.start()
         async with asyncio.timeout(30):
-            while not all(history.slots.values()):
+            while not all(history.slots.values()):  # noqa: ASYNC110 - a condition of two processes
                 await asyncio.sleep(0.01)
         await asyncio.sleep(BUSY * (0.5 + random.random() / 2))
-        while not history.open[0]:
+        while not history.open[0]:  # noqa: ASYNC110 - caught in the act
             await asyncio.sleep(0.001)
         relays[0].signal(how)
         at = monotonic_ns()
@@ -134,4 +134,4 @@ async def _once(effort: Effort, how: signal.Signals) -> tuple[float, int, list[i
         return took, duplicates, relays[0].pace, shown
 
 
-JOBS = [Job("takeover", measure, (servers.POSTGRESQL,))]
+JOBS = [Job("takeover", "one of two relays is killed, or stopped", measure, (servers.POSTGRESQL,))]

@@ -80,9 +80,12 @@ async def _commands() -> AsyncIterator[str]:
 
 async def _sample() -> None:
     while True:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        tell(memory=pages * resource.getpagesize(), at=monotonic_ns())
+        tell(memory=_resident())
         await asyncio.sleep(SAMPLE)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 # The other end

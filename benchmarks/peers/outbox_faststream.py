@@ -1,7 +1,7 @@
 """The relay of faststream-outbox, run in an environment of its own so that neither's versions decide the other's.
 
-Started by `benchmarks/peer.py` with the URL of a database of its own. Reads a request a line, {"rows"}, fills its table,
-and answers with the nanoseconds that its subscriber, which does nothing, took for each of them.
+Started by `benchmarks/peer.py` with the URL of a database of its own. Reads a request a line, {"rows"}, fills its
+table, and answers with the nanoseconds that its subscriber, which does nothing, took for each of them.
 
 Tuned: what it claims at once, its workers and how many rows it deletes at once are the best of those that were tried.
 """
@@ -49,7 +49,7 @@ async def serve(url):
         min_fetch_interval=0.001,
         max_fetch_interval=0.01,
     )
-    async def nothing(body):
+    async def nothing(_body):
         nonlocal left
         left -= 1
         if left <= 0:
@@ -68,7 +68,7 @@ async def serve(url):
                 await connection.execute(text(FILL), {"rows": rows, "note": FILLER})
             began = perf_counter_ns()
             await complete.wait()
-            while await count(engine):
+            while await count(engine):  # noqa: ASYNC110 - nobody tells of the last delete
                 await asyncio.sleep(0.001)
             print(json.dumps((perf_counter_ns() - began) / rows), flush=True)
     await engine.dispose()

@@ -1,9 +1,9 @@
 """The outbox of python-cqrs, run in an environment of its own because it shares our import name.
 
-Started by `benchmarks/peer.py` with the URL of a database of its own. Reads a request a line, {"rows"}, fills its outbox
-by its own repository, and answers with the nanoseconds that its producer took for each of them.
+Started by `benchmarks/peer.py` with the URL of a database of its own. Reads a request a line, {"rows"}, fills its
+outbox by its own repository, and answers with the nanoseconds that its producer took for each of them.
 
-Tuned: batches of 1,000 and one commit a batch instead of 100; its log is off; its loop without the pause of its examples.
+Tuned: batches of 1,000 and one commit a batch instead of 100; no log; its loop without the pause of its examples.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import sys
 from importlib.metadata import version
 from time import perf_counter_ns
 
-import cqrs
 import pydantic
 import uvloop
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+
+import cqrs
 from cqrs.mapping.outbox import OutboxedEventMap
 from cqrs.message_brokers.producer import EventProducer
 from cqrs.message_brokers.protocol import MessageBroker
 from cqrs.outbox.sqlalchemy import Base, SqlAlchemyOutboxedEventRepository
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 BATCH = 1000
 FILLER = "x" * 420
