@@ -16,6 +16,7 @@ import traceback
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from benchmarks import (
@@ -111,15 +112,17 @@ def measure(parts: list[str], jobs: list[Job], figures: dict[str, Any], *, quick
             measured = [Line(name=job.name, what=job.what, missing=reason)]
         else:
             _progress(job.name)
+            began = monotonic()
             try:
                 measured = effort.run(job.measure(effort.QUICK if quick else effort.FULL))
             except Exception as error:  # noqa: BLE001 - the others are measured all the same
                 traceback.print_exc()
                 failed.append(job.name)
                 measured = [Line(name=job.name, what=job.what, missing=f"{type(error).__name__}: {error}")]
-        for line in measured:
-            if line.measured is not None:
-                _progress(f"{line.what}: {lines.shown(line.measured, line.unit)} {line.verdict}")
+            for line in measured:
+                shown = line.missing if line.measured is None else lines.shown(line.measured, line.unit)
+                _progress(f"    {line.what}: {shown} {line.verdict}")
+            _progress(f"    took {monotonic() - began:.0f} s")
         found += measured
     return found, failed
 

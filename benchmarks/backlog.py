@@ -24,7 +24,7 @@ async def with_backlog(effort: Effort) -> list[Line]:
     number = effort.rows
     rounds = effort.few_rounds
     async with AsyncExitStack() as stack:
-        total = effort.backlog + number * rounds
+        total = effort.backlog + number * (rounds + 1)
         engine, url = await stack.enter_async_context(database(servers.POSTGRESQL, total))
         alone = await stack.enter_async_context(running(engine, Publisher(), url=url, prefix="alone_"))
         behind = await stack.enter_async_context(running(engine, Publisher(), url=url))

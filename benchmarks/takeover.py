@@ -23,7 +23,7 @@ PAUSE = 0.2
 PER_SECOND = 2 * 2 * 1000 / PAUSE
 BUSY = 1.5
 """Seconds of work before somebody is killed."""
-PATIENCE = 5.0
+PATIENCE = 2.5
 
 
 class History:
