@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from cqrs.checks import NO_DATABASE, Found, Wishes, check
+from cqrs.checks import NO_DATABASE, Found, Wishes, check, is_number
 from cqrs.context import Context, transaction_of
 from cqrs.errors import ConfigurationError, Problem
 from cqrs.mediator import Mediator
@@ -118,6 +118,7 @@ def _compose(wishes: Wishes, found: Found, container: Any, middlewares: Sequence
         Mediator: lambda context: context.app,
     }
     connected = _database(wishes, problems)
+    publisher = _publisher(wishes, problems)
     cures = {"AsyncSession": NO_DATABASE}
     if wishes.database is not None:
         from sqlalchemy.ext.asyncio import AsyncSession
@@ -137,7 +138,7 @@ def _compose(wishes: Wishes, found: Found, container: Any, middlewares: Sequence
         resources=resources,
     )
     if connected is not None:
-        app.storage = _storage(app, wishes, connected)
+        app.storage = _storage(app, wishes, connected, publisher)
     return app
 
 
@@ -213,26 +214,37 @@ def _database(wishes: Wishes, problems: list[Problem]) -> Database | None:
             what, cure = "There is a broker, but no database to save events in", "Give bootstrap a database."
             problems.append(Problem(what, cure))
         return None
-    if isinstance(wishes.broker, str):
-        what = f"The broker '{wishes.broker.partition(':')[0]}:' is not part of this version"
-        problems.append(Problem(what, "Pass an object with open, close and publish (cqrs.Publisher), or None."))
     from cqrs.outbox.database import connect
 
     database = connect(wishes.database, problems, prefix=wishes.prefix, schema=wishes.schema, migrate=wishes.migrate)
     if database is not None and not database.dialect.carries_log:
-        wrong = [name for name, asked in (("carrier='log'", wishes.carrier == "log"), ("listen_url=", wishes.listen_url)) if asked]
+        wrong = [
+            name
+            for name, asked in (("carrier='log'", wishes.carrier == "log"), ("listen_url=", wishes.listen_url))
+            if asked
+        ]
         problems.extend(Problem(f"{name} needs PostgreSQL", "Leave it out.") for name in wrong)
     return database
 
 
-def _storage(app: Mediator, wishes: Wishes, database: Database) -> Storage:
+def _publisher(wishes: Wishes, problems: list[Problem]) -> Publisher | None:
+    if wishes.broker is None:
+        return None
+    from cqrs.brokers.urls import connect, from_object
+    from cqrs.outbox.relay import Pace
+
+    find = connect if isinstance(wishes.broker, str) else from_object
+    pace = Pace(lease=wishes.lease) if is_number(wishes.lease, 0.001) else Pace()
+    return find(wishes.broker, problems, slots=wishes.slots, timeout=pace.deadline)
+
+
+def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publisher | None) -> Storage:
     from cqrs.brokers.local import Local
     from cqrs.codec import BROKER
     from cqrs.outbox.relay import Pace
     from cqrs.outbox.storage import Keeping, Storage
     from cqrs.outbox.store import Store
 
-    publisher = cast("Publisher | None", wishes.broker)
     store = Store(
         database.dialect,
         database.writers,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import pydantic
@@ -26,8 +25,7 @@ BROKER = "broker"
 """The destination of rows that go to the message broker; every other destination is a handler's name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """An encoded event on its way to one destination.
 
     `headers` are those that are saved with it; `wire_headers` adds the CloudEvents attributes that have columns of

@@ -10,15 +10,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import inspect
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from cqrs import migrations
 from cqrs.codec import BROKER
-from cqrs.errors import DrainTimeout, NotOpen, SchemaError
+from cqrs.errors import DatabaseUnreachable, DrainTimeout, NotOpen, SchemaError
 from cqrs.outbox.desk import Outbox
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import DEAD
-from cqrs.outbox.store import Store
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
 from cqrs.registry import Kind
 from cqrs.schema import VERSION
@@ -30,13 +30,16 @@ if TYPE_CHECKING:
     from cqrs.context import Context
     from cqrs.outbox.database import Database
     from cqrs.outbox.publisher import Publisher
+    from cqrs.outbox.store import Store
     from cqrs.signature import Handler
 
 log = logging.getLogger(__name__)
 
 Work = TypeVar("Work", bound=Transaction)
 
-REMEMBERED = 10_000
+REMEMBERED = 100_000
+"""How many events that this process emitted `drain` waits for: the last ones."""
+DRIVERS = ("asyncmy", "asyncpg", "psycopg", "pymysql", "sqlite3")
 HOUSEKEEPING = 60.0
 UNCLAIMED = 900.0
 LOOK = 0.05
@@ -118,7 +121,10 @@ class Storage:
 
     def _saved(self, envelopes: Sequence[Envelope]) -> None:
         """Remember what this process emitted, for `drain`, and wake the relay."""
-        self._emitted.update(dict.fromkeys(envelope.message_id for envelope in envelopes))
+        for envelope in envelopes:
+            self._emitted[envelope.message_id] = None
+        while len(self._emitted) > REMEMBERED:
+            del self._emitted[next(iter(self._emitted))]
         self.relay.wake()
         self._ring()
 
@@ -130,15 +136,16 @@ class Storage:
             if self._database.owned:
                 stack.push_async_callback(self._database.readers.dispose)
                 stack.push_async_callback(self._database.writers.dispose)
+            await self._connect()
             await self._check_schema()
             await self._check_settings()
             await self._report_unserved(0.0)
             for publisher in self._publishers:
                 await publisher.open()
                 stack.push_async_callback(publisher.close)
+            stack.push_async_callback(self.relay.stop)
             if self._relays:
                 self.relay.start()
-                stack.push_async_callback(self.relay.stop)
             heard = self.relay.wake if self._relays else None
             bell = self.store.dialect.bell(self.store, heard, self._listen_url)
             if bell is not None:
@@ -157,6 +164,19 @@ class Storage:
     def _close(self) -> None:
         self._open = False
 
+    async def _connect(self) -> None:
+        """Say in plain words why the database cannot be reached, if it cannot."""
+        try:
+            async with self.store.readers.connect():
+                return
+        except (DBAPIError, OSError, TimeoutError) as error:
+            raise DatabaseUnreachable(_shown(self._database), getattr(error, "orig", None) or error) from error
+        except Exception as error:
+            # asyncpg raises its own errors past SQLAlchemy while it connects.
+            if type(error).__module__.partition(".")[0] not in DRIVERS:
+                raise
+            raise DatabaseUnreachable(_shown(self._database), error) from error
+
     async def _check_schema(self) -> None:
         database = self._database
         async with self.store.writers.begin() as connection:
@@ -169,20 +189,30 @@ class Storage:
         if number != VERSION:
             raise SchemaError(_schema_advice(number, database))
 
+        await self.store.dialect.check(self.store)
+
     async def _check_settings(self) -> None:
-        wanted = {"application": self._name, "slots": str(self.store.slots), "carrier": "relay"}
-        found = await self.store.record(wanted)
+        found = await self.store.record(self._wanted())
         if found["application"] != self._name:
             raise SchemaError(
                 f"These tables belong to the application '{found['application']}', and this one is '{self._name}'. "
                 f"If it is the same application, pass name='{found['application']}' to bootstrap; "
-                "otherwise give it tables of its own: prefix='...'."
+                "otherwise give it tables of its own: prefix='...', or on a server schema='...'."
             )
         if found["slots"] != str(self.store.slots):
             raise SchemaError(
                 f"The outbox was begun with {found['slots']} slots, and this application has {self.store.slots}. "
                 f"Pass slots={found['slots']} to bootstrap, or empty the outbox and its slot table before a change."
             )
+
+    def _wanted(self) -> dict[str, str]:
+        """Return what the settings say; housekeeping writes it again where somebody deleted it."""
+        return {
+            "application": self._name,
+            "slots": str(self.store.slots),
+            "carrier": "relay",
+            "schema": str(VERSION),
+        }
 
     async def _report_unserved(self, age: float) -> None:
         served = [*self._handlers, BROKER] if self._publishes else self._handlers
@@ -205,15 +235,16 @@ class Storage:
             try:
                 await self.store.parked.wake_heads(self._skipping)
                 await self._forget()
-                if len(self._emitted) > REMEMBERED:
-                    await self._unended()
+                await self.store.record(self._wanted())
                 await self._report_unserved(UNCLAIMED)
             except Exception as error:  # noqa: BLE001 - tried again in a minute
                 log.warning("Housekeeping failed and is tried again: %s", error)
 
     async def _forget(self) -> None:
         for _ in range(100):
-            if not await self.store.inbox.forget(inbox=self._keeping.inbox, dead=self._keeping.dead, skipping=self._skipping):
+            if not await self.store.inbox.forget(
+                inbox=self._keeping.inbox, dead=self._keeping.dead, skipping=self._skipping
+            ):
                 return
 
     # Draining
@@ -265,6 +296,10 @@ async def _end(task: asyncio.Task[None]) -> None:
         await task
 
 
+def _shown(database: Database) -> str:
+    return database.writers.url.render_as_string(hide_password=True)
+
+
 def _has_tables(connection: Any, prefix: str) -> bool:
     return any(name.startswith(prefix) for name in inspect(connection).get_table_names())
 
@@ -274,7 +309,7 @@ def _migrate(connection: Any, database: Database) -> None:
 
 
 def _schema_advice(number: int, database: Database) -> str:
-    url = database.writers.url.render_as_string(hide_password=True)
+    url = _shown(database)
     if number > VERSION:
         return (
             f"{url} has schema number {number}, and this version of cqrs-toolkit knows {VERSION}: the database was "

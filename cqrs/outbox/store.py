@@ -1,5 +1,6 @@
-"""The statements over the outbox and the settings of one set of tables; with `parked`, `inbox` and the dialects the
-only module that speaks SQL about them.
+"""The statements over the outbox and the settings of one set of tables.
+
+With `parked`, `inbox`, `leases`, `locks` and the dialects the only module that speaks SQL about them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 from zlib import crc32
 
-from sqlalchemy import MetaData, and_, delete, exists, func, insert, literal, or_, select, union_all
+from sqlalchemy import MetaData, delete, exists, func, insert, literal, or_, select, union_all
 from sqlalchemy.exc import IntegrityError
 
 from cqrs.codec import BROKER, headers_text
@@ -112,12 +113,16 @@ class Dialect(Protocol):
         """Return the database's time so many seconds from now, as it is stored."""
         ...
 
-    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[float]:
+    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the seconds from the database's time to a stored moment."""
         ...
 
     def take(self, connection: Connection, store: Store, handler: str, message_id: str) -> bool:
         """Write an inbox row unless it is there; returns whether it was not."""
+        ...
+
+    async def check(self, store: Store) -> None:
+        """Raise `SchemaError` where somebody changed what the dialect relies on."""
         ...
 
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
@@ -208,7 +213,9 @@ class Store:
 
     async def _pass_through(self, connection: AsyncConnection, envelope: Envelope) -> None:
         table = self.tables.outbox
-        added = insert(table).values(created_at=self.now(), **self._values(envelope)).returning(table.c.slot, table.c.id)
+        added = (
+            insert(table).values(created_at=self.now(), **self._values(envelope)).returning(table.c.slot, table.c.id)
+        )
         slot, number = (await connection.execute(added)).one()
         await connection.execute(delete(table).where(table.c.slot == slot, table.c.id == number))
 
@@ -260,7 +267,7 @@ class Store:
     def wanted(self, view: View) -> list[ColumnElement[bool]]:
         """Return the conditions for the outbox's rows that a view shows."""
         table = self.tables.outbox
-        conditions = [table.c.destination.in_(view.destinations)]
+        conditions: list[ColumnElement[bool]] = [table.c.destination.in_(view.destinations)]
         if view.topic is not None:
             conditions.append(table.c.topic == view.topic)
         return conditions + [
@@ -318,7 +325,7 @@ class Store:
     ) -> Counter[str]:
         old = (rows.c.destination.not_in(destinations), rows.c.created_at <= self.now(-age), *conditions)
         query = select(rows.c.destination, func.count()).where(*old).group_by(rows.c.destination)
-        return Counter({destination: count for destination, count in await connection.execute(query)})
+        return Counter({row[0]: row[1] for row in await connection.execute(query)})
 
     # Settings
 

@@ -9,8 +9,9 @@ import pytest
 
 from cqrs.codec import Envelope
 from cqrs.errors import DecodingError
-from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher
-from cqrs.outbox.relay import Pace, Relay, describe
+from cqrs.outbox import circuits
+from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher, Unavailable
+from cqrs.outbox.relay import Faults, Pace, Relay, describe
 from cqrs.outbox.rows import Claimed, Probe, Verdict, View
 from cqrs.outbox.store import Nothing
 from tests.unit.outbox.support import until
@@ -84,9 +85,7 @@ class FakeStore:
     async def settle(self, done: Sequence[Claimed], failed: Sequence[Verdict], _: Sequence[Claimed]) -> None:
         self.settled.append(([row.id for row in done], list(failed)))
 
-    async def settle_due(
-        self, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]
-    ) -> None:
+    async def settle_due(self, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]) -> None:
         self.settled_due.append(([row.id for row in done], list(failed), [row.id for row in returned]))
 
 
@@ -494,6 +493,83 @@ async def test_retries_do_not_hold_up_the_outbox(store: FakeStore):
         release.set()
 
 
+# Out of reach
+
+
+async def test_what_is_out_of_reach_counts_no_attempt(store: FakeStore):
+    store.outbox += [row(1)]
+    await make_relay(store, {"handler": answering(Unavailable(Lost()))}).relay_outbox()
+    assert store.settled == [([], [])]
+
+
+async def test_a_topic_that_is_out_of_reach_is_not_claimed(store: FakeStore):
+    relay = make_relay(store, {"handler": answering(Unavailable(Lost()))})
+    store.outbox += [row(1)]
+    await relay.relay_outbox()
+    await relay.relay_outbox()
+    assert [view.without for view in store.views] == [frozenset(), frozenset({("handler", "orders")})]
+
+
+async def test_without_any_destination_in_reach_nothing_is_claimed(store: FakeStore):
+    relay = make_relay(store, {"handler": answering(Unavailable(Lost(), everything=True))})
+    store.outbox += [row(1)]
+    await relay.relay_outbox()
+    assert await relay.relay_outbox() is False
+    assert await relay.relay_due() is False
+    assert (store.claims, store.due_claims) == (1, 0)
+
+
+async def test_what_is_in_reach_again_is_delivered(store: FakeStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(circuits, "FIRST_PAUSE", 0.001)
+    refusals = [Unavailable(Lost("no leader"))] * 3
+
+    async def publish(ids: list[str]) -> Sequence[Outcome]:
+        if refusals:
+            store.outbox.append(row(1))
+            return [refusals.pop()]
+        return [Fate.DELIVERED] * len(ids)
+
+    store.outbox += [row(1)]
+    async with relaying(make_relay(store, {"handler": FakePublisher(publish)})):
+        await until(lambda: ([1], []) in store.settled)
+
+
+async def test_a_trial_takes_one_row_of_what_is_out_of_reach(store: FakeStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(circuits, "FIRST_PAUSE", 0.001)
+    batches: list[list[str]] = []
+
+    async def publish(ids: list[str]) -> Sequence[Outcome]:
+        batches.append(ids)
+        if len(batches) == 1:
+            store.outbox.extend([row(1), row(2)])
+            return [Unavailable(Lost())] * len(ids)
+        return [Fate.DELIVERED] * len(ids)
+
+    store.outbox += [row(1), row(2)]
+    async with relaying(make_relay(store, {"handler": FakePublisher(publish)})):
+        await until(lambda: ([2], []) in store.settled)
+    assert batches == [["event-1", "event-2"], ["event-1"], ["event-2"]]
+
+
+async def test_what_was_overdue_is_parked_without_an_attempt(store: FakeStore):
+    store.outbox += [row(1)]
+    await make_relay(store, {"handler": answering(Fate.OVERDUE)}).relay_outbox()
+    ((_, (verdict,)),) = store.settled
+    assert (verdict.wait, verdict.attempts, verdict.blocks) == (0.0, 0, True)
+
+
+async def test_a_lane_looks_again_soon_while_others_work_on_all_slots(store: FakeStore):
+    store.busy = True
+    async with relaying(make_relay(store, {"handler": FakePublisher()})):
+        await until(lambda: store.claims >= 3)
+
+
+async def test_a_stop_closes_the_lanes(store: FakeStore):
+    async with relaying(make_relay(store, {"handler": FakePublisher()})):
+        await until(lambda: store.claims == 1)
+    assert store.closed > 0
+
+
 # Faults
 
 
@@ -521,14 +597,14 @@ async def test_a_lane_that_has_work_again_says_so(store: FakeStore, caplog: pyte
     store.faults += [Lost("connection is closed")]
     store.outbox += [row(1)]
     async with relaying(make_relay(store, {"handler": FakePublisher()})):
-        await until(lambda: "The relay's lane 'outbox' works again after 1 faults." in caplog.messages)
+        await until(lambda: "The relay works again after 1 faults." in caplog.messages)
 
 
 async def test_a_lane_that_works_again_but_has_no_work_says_so(store: FakeStore, caplog: pytest.LogCaptureFixture):
     store.faults += [Lost("connection is closed")]
     async with relaying(make_relay(store, {"handler": FakePublisher()})):
         await until(lambda: store.claims == 2)
-        await until(lambda: "The relay's lane 'outbox' works again after 1 faults." in caplog.messages, 1.0)
+        await until(lambda: "The relay works again after 1 faults." in caplog.messages, 1.0)
 
 
 async def test_a_fault_after_a_recovery_is_told_again(store: FakeStore, caplog: pytest.LogCaptureFixture):
@@ -542,6 +618,24 @@ async def test_a_fault_after_a_recovery_is_told_again(store: FakeStore, caplog: 
         await until(lambda: ([2], []) in store.settled)
     told = [found.getMessage() for found in caplog.records if found.levelno == logging.ERROR]
     assert [line.rpartition(": ")[2] for line in told] == ["first", "second"]
+
+
+def test_what_ails_several_lanes_is_told_once(caplog: pytest.LogCaptureFixture):
+    faults = Faults()
+    for lane in ("outbox", "look", "outbox"):
+        faults.add(lane, Lost("connection is closed"))
+    faults.end("outbox")
+    faults.end("look")
+    assert caplog.messages == [
+        "The relay's lane 'outbox' has a fault and goes on trying: connection is closed",
+        "The relay's lane 'look' has a fault and goes on trying: connection is closed",
+        "The relay works again after 3 faults.",
+    ]
+
+
+def test_a_lane_that_works_when_all_do_says_nothing(caplog: pytest.LogCaptureFixture):
+    Faults().end("outbox")
+    assert caplog.messages == []
 
 
 async def test_a_publisher_that_raises_does_not_end_its_lane(store: FakeStore):
