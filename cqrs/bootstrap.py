@@ -63,7 +63,8 @@ def bootstrap(
     `scan` names packages whose modules are imported, and registries; the application has the handlers in them, and
     those of the calling module. Without it, it has all that the registry holds. `container` is a dependency-injector
     container or a mapping from types to factories. `database` is a URL, an `AsyncEngine` or an `async_sessionmaker`.
-    `broker=None` delivers published events to this application's own handlers.
+    `broker=None` delivers published events to this application's own handlers, unless `carrier="log"` leaves them to
+    the database's log, from which Debezium takes them to the broker.
 
     Durations are in seconds: `lease` is how long a relay's claim lasts without a sign of life, `grace` how long
     closing waits for what is in flight, `inbox_retention` how long a redelivery is recognised, `dead_retention` how
@@ -256,7 +257,7 @@ def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publi
         logged=wishes.carrier == "log",
     )
     pace = Pace(lease=wishes.lease, grace=wishes.grace, **database.dialect.pace)
-    deliveries = _deliveries(app.plans, publishes=publisher is not None)
+    deliveries = _deliveries(app.plans, publishes=wishes.publishes)
     handlers = {name: handler for (name, _), (handler, _) in deliveries.items()}
     local = Local(
         app,
@@ -276,7 +277,7 @@ def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publi
         handlers=list(handlers),
         end=_ending(handlers, wishes),
         skipping=[name for name, handler in handlers.items() if (handler.on_dead or wishes.on_dead) == "skip"],
-        publishes=publisher is not None,
+        publishes=wishes.publishes,
         relays=wishes.relay,
         pace=pace,
         keeping=Keeping(inbox=wishes.inbox_retention, dead=wishes.dead_retention),

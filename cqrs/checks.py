@@ -43,6 +43,11 @@ class Wishes:
     inbox_retention: float
     dead_retention: float | None
 
+    @property
+    def publishes(self) -> bool:
+        """Whether published events are saved for a broker, whether a relay or the log carries them there."""
+        return self.broker is not None or self.carrier == "log"
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -131,7 +136,7 @@ def _check_destination(
     )
     if wishes.database is None:
         problems.append(Problem(f"{what}, but there is no database to save it in", NO_DATABASE, where))
-    if wishes.broker is None and publication.event not in plans:
+    if not wishes.publishes and publication.event not in plans:
         cure = "Give bootstrap a broker, or decorate a handler of it."
         problems.append(Problem(f"{what}, but there is neither a broker nor a handler of it", cure, where))
 

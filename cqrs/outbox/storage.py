@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from cqrs import migrations
 from cqrs.codec import BROKER
 from cqrs.errors import DatabaseUnreachable, DrainTimeout, NotOpen, SchemaError
+from cqrs.outbox.carrier import Carrier
 from cqrs.outbox.desk import Outbox
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import DEAD
@@ -76,11 +77,13 @@ class Storage:
         self.relay = Relay(store, publishers, end=end, skipping=skipping, pace=pace)
         self.outbox = Outbox(store, self.relay.look, skipping)
         self._name = name
+        self._carrier = Carrier(store)
         self._database = database
         self._publishers = list({id(publisher): publisher for publisher in publishers.values()}.values())
         self._handlers = handlers
         self._skipping = skipping
         self._publishes = publishes
+        self._relays_to_broker = BROKER in publishers
         self._relays = relays
         self._keeping = keeping
         self._listen_url = listen_url
@@ -139,6 +142,8 @@ class Storage:
             await self._connect()
             await self._check_schema()
             await self._check_settings()
+            await self._carrier.agree()
+            stack.push_async_callback(self._carrier.leave)
             await self._report_unserved(0.0)
             for publisher in self._publishers:
                 await publisher.open()
@@ -210,12 +215,12 @@ class Storage:
         return {
             "application": self._name,
             "slots": str(self.store.slots),
-            "carrier": "relay",
+            "carrier": self._carrier.name,
             "schema": str(VERSION),
         }
 
     async def _report_unserved(self, age: float) -> None:
-        served = [*self._handlers, BROKER] if self._publishes else self._handlers
+        served = [*self._handlers, BROKER] if self._relays_to_broker else self._handlers
         waiting = dict(await self.store.unserved(served, age))
         new = waiting.keys() - self._reported
         self._reported = set(waiting)
@@ -236,6 +241,7 @@ class Storage:
                 await self.store.parked.wake_heads(self._skipping)
                 await self._forget()
                 await self.store.record(self._wanted())
+                await self._carrier.stay()
                 await self._report_unserved(UNCLAIMED)
             except Exception as error:  # noqa: BLE001 - tried again in a minute
                 log.warning("Housekeeping failed and is tried again: %s", error)

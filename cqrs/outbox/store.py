@@ -6,11 +6,26 @@ With `parked`, `inbox`, `leases`, `locks` and the dialects the only module that 
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 from zlib import crc32
 
-from sqlalchemy import MetaData, delete, exists, func, insert, literal, or_, select, union_all
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    MetaData,
+    SmallInteger,
+    any_,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.exc import IntegrityError
 
 from cqrs.codec import BROKER, headers_text
@@ -200,24 +215,28 @@ class Store:
         if self.strict:
             keys = {f"{envelope.topic}\0{envelope.key}" for envelope in envelopes if envelope.key is not None}
             await self.dialect.serialise(connection, self, keys)
-        kept = [envelope for envelope in envelopes if not (self.logged and envelope.destination == BROKER)]
+        logged = [envelope for envelope in envelopes if self.logged and envelope.destination == BROKER]
+        kept = [envelope for envelope in envelopes if not self.logged or envelope.destination != BROKER]
         if kept:
             await self._insert(connection, kept)
-        for envelope in envelopes:
-            if self.logged and envelope.destination == BROKER:
-                await self._pass_through(connection, envelope)
+        if logged:
+            await self._pass_through(connection, logged)
 
     async def _insert(self, connection: AsyncConnection, envelopes: Sequence[Envelope]) -> None:
         table = self.tables.outbox
         await connection.execute(insert(table).values(created_at=self.now()), [self._values(e) for e in envelopes])
 
-    async def _pass_through(self, connection: AsyncConnection, envelope: Envelope) -> None:
+    async def _pass_through(self, connection: AsyncConnection, envelopes: Sequence[Envelope]) -> None:
         table = self.tables.outbox
-        added = (
-            insert(table).values(created_at=self.now(), **self._values(envelope)).returning(table.c.slot, table.c.id)
+        added = insert(table).returning(table.c.slot, table.c.id, sort_by_parameter_order=True)
+        values = [{"created_at": _emitted(envelope), **self._values(envelope)} for envelope in envelopes]
+        rows = (await connection.execute(added, values)).all()
+        slots, ids = sorted({row[0] for row in rows}), [row[1] for row in rows]
+        these = (
+            table.c.slot == any_(literal(slots, ARRAY(SmallInteger))),
+            table.c.id == any_(literal(ids, ARRAY(BigInteger))),
         )
-        slot, number = (await connection.execute(added)).one()
-        await connection.execute(delete(table).where(table.c.slot == slot, table.c.id == number))
+        await connection.execute(delete(table).where(*these))
 
     def _values(self, envelope: Envelope) -> dict[str, Any]:
         return {
@@ -356,3 +375,9 @@ class Store:
                 if absent:
                     await connection.execute(insert(slot), absent)
         return {**wanted, **found}
+
+
+def _emitted(envelope: Envelope) -> datetime:
+    """Return when an event was emitted: nobody but the log's reader sees its row, and makes `ce_time` of it."""
+    moment = envelope.headers.get("ce_time")
+    return datetime.now(UTC) if moment is None else datetime.fromisoformat(moment)

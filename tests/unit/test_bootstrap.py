@@ -405,6 +405,26 @@ def test_what_needs_postgresql_is_refused(registry: cqrs.Registry, database: str
     assert problems(registry=registry, database=database, **wish) == [f"{named} needs PostgreSQL. Leave it out."]
 
 
+def test_what_the_log_carries_needs_neither_a_broker_nor_a_handler(registry: cqrs.Registry):
+    event = registry.integration_event(topic="orders")(type("Shipped", (cqrs.Event,), {}))
+    options = {"registry": registry, "database": "postgresql+asyncpg://nobody@nowhere/shop"}
+    assert cqrs.bootstrap(carrier="log", **options).plans == {}
+    assert [problem.split(" (")[0] for problem in problems(**options)] == [
+        f"{event.__qualname__} is published to 'orders', but there is neither a broker nor a handler of it"
+    ]
+
+
+def test_handlers_of_what_the_log_carries_get_it_from_the_broker(registry: cqrs.Registry):
+    event = registry.integration_event(topic="orders")(type("Shipped", (cqrs.Event,), {}))
+
+    @registry.event_handler(name="receive")
+    async def receive(event: event) -> None: ...
+
+    options = {"registry": registry, "database": "postgresql+asyncpg://nobody@nowhere/shop"}
+    assert [*cqrs.bootstrap(**options).storage.relay._publishers] == ["receive"]
+    assert [*cqrs.bootstrap(carrier="log", **options).storage.relay._publishers] == []
+
+
 TEN_MISTAKES = """
 import cqrs
 import pydantic
