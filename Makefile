@@ -21,6 +21,9 @@ NEW_VENV = "$(PYTHON)" -m venv $(VENV) && $(PY) -m pip install --quiet --upgrade
 INSTALL = $(PY) -m pip install --quiet
 endif
 
+# Whatever scripts/services has up is known to what follows on the line.
+WITH_SERVERS = eval "$$($(PY) scripts/services env)";
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -32,11 +35,11 @@ help: ## list the targets
 demo: $(VENV)/.demo ## an order application that loses nothing although its worker is killed (CSV=path: your orders)
 	$(PY) -m examples.shop $(if $(CSV),"$(CSV)",)
 
-test: $(VENV)/.dev ## all tests that need no servers (ARGS: for pytest)
-	$(PY) -m pytest $(ARGS)
+test: $(VENV)/.dev ## all tests; those that need servers after `scripts/services up` (ARGS: for pytest)
+	$(WITH_SERVERS) $(PY) -m pytest $(ARGS)
 
 coverage: $(VENV)/.dev ## the same tests with branch coverage
-	$(PY) -m pytest --cov $(ARGS)
+	$(WITH_SERVERS) $(PY) -m pytest --cov $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy, pyright and the layers
 	$(VENV)/bin/ruff check
@@ -53,7 +56,7 @@ docs: $(VENV)/.dev ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 bench: $(VENV)/.dev ## measure, print a table and write JSON (ARGS: for the benchmarks)
-	$(PY) -m benchmarks $(ARGS)
+	$(WITH_SERVERS) $(PY) -m benchmarks $(ARGS)
 
 pythons: ## the unit tests under every supported Python
 	scripts/pythons

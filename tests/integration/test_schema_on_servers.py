@@ -1,13 +1,9 @@
-"""The tables on real servers, which POSTGRES_URL and MYSQL_URL name (with async drivers).
-
-They are created and dropped: name databases that are there for tests only.
-"""
+"""The tables on real servers, each time in a new database."""
 
 import asyncio
 import io
-import os
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,19 +19,13 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 import cqrs
 from cqrs import migrations
+from tests.servers import scratch_database, server
 
 pytestmark = pytest.mark.services
 
 ROOT = Path(__file__).parents[2]
 TABLES = set(cqrs.metadata.tables)
 XID8_IS_UNKNOWN = "ignore:Did not recognize type 'xid8':sqlalchemy.exc.SAWarning"
-
-
-def named(variable: str) -> str:
-    url = os.environ.get(variable)
-    if not url:
-        pytest.skip(f"{variable} is not set")
-    return url
 
 
 def alembic(url: str, run: Callable[..., Any], *arguments: Any, **options: Any) -> str:
@@ -66,35 +56,22 @@ def tables(url: str) -> set[str]:
     return over(url, lambda connection: {name for name in sa.inspect(connection).get_table_names() if "cqrs_" in name})
 
 
-def drop(connection: sa.Connection) -> None:
-    """Drop the toolkit's tables, also those that a run which was cut off has left."""
-    for name in (*TABLES, migrations.VERSION_TABLE):
-        connection.execute(sa.text(f"DROP TABLE IF EXISTS {name}"))
-
-
 @pytest.fixture(params=["POSTGRES_URL", "MYSQL_URL"])
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a database without the toolkit's tables."""
-    url = named(request.param)
-    over(url, drop)
-    yield url
-    over(url, drop)
+async def url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    async with scratch_database(server(request.param)) as url:
+        yield url
 
 
 @pytest.fixture
-def postgres_url() -> Iterator[str]:
-    url = named("POSTGRES_URL")
-    over(url, drop)
-    yield url
-    over(url, drop)
+async def postgres_url() -> AsyncIterator[str]:
+    async with scratch_database(server("POSTGRES_URL")) as url:
+        yield url
 
 
 @pytest.fixture
-def mysql_url() -> Iterator[str]:
-    url = named("MYSQL_URL")
-    over(url, drop)
-    yield url
-    over(url, drop)
+async def mysql_url() -> AsyncIterator[str]:
+    async with scratch_database(server("MYSQL_URL")) as url:
+        yield url
 
 
 def by_alembic(url: str) -> None:
@@ -322,9 +299,7 @@ def test_postgresql_keeps_the_tables_in_a_schema_of_their_own(postgres_url: str)
         connection.execute(sa.text("CREATE SCHEMA cqrs_test"))
         migrations.migrate(connection, schema="cqrs_test")
         found = migrations.recorded_number(connection, schema="cqrs_test")
-        names = set(sa.inspect(connection).get_table_names("cqrs_test"))
-        connection.execute(sa.text("DROP SCHEMA cqrs_test CASCADE"))
-        return found, names
+        return found, set(sa.inspect(connection).get_table_names("cqrs_test"))
 
     assert over(postgres_url, enter) == (1, TABLES)
     assert tables(postgres_url) == set()
