@@ -13,6 +13,7 @@ CqrsError
 ├── EventCycle              events caused each other without end
 ├── EncodingError           an event cannot be written as JSON, or its key cannot be used
 ├── DecodingError           a saved or received body cannot be read back
+├── PublishError            a broker, or its client, did not take a saved event
 ├── CommitUnknown           the connection was lost during COMMIT
 └── DrainTimeout            some of what was emitted has not ended
 """
@@ -119,6 +120,10 @@ class EncodingError(CqrsError):
 
 class DecodingError(CqrsError):
     """A saved or received body cannot be read back as the event that its type names."""
+
+
+class PublishError(CqrsError):
+    """A broker, or its client, did not take a saved event; the message says why, and what helps."""
 
 
 class CommitUnknown(CqrsError):

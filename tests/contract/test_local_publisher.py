@@ -18,6 +18,8 @@ class Happened(cqrs.Event):
 class FakeApplication:
     """An application whose only handler notes what it is given."""
 
+    final = False
+
     def __init__(self) -> None:
         self.refused: set[str] = set()
         self.seen: list[str] = []

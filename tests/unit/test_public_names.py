@@ -32,6 +32,7 @@ NAMES = [
     "NotificationEvent",
     "OutsideHandler",
     "Problem",
+    "PublishError",
     "Publisher",
     "Query",
     "QueryViolation",

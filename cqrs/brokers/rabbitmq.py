@@ -1,0 +1,329 @@
+"""RabbitMQ: the publisher of what goes to RabbitMQ exchanges, on aiormq, the client under aio-pika."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections import deque
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+try:
+    import aiormq
+except ModuleNotFoundError as error:
+    if error.name != "aiormq":
+        raise
+    raise ModuleNotFoundError(
+        "RabbitMQ needs the package aiormq. Run: pip install 'cqrs-toolkit[rabbitmq]'", name="aiormq"
+    ) from None
+
+from aiormq.exceptions import (
+    AMQPError,
+    ChannelAccessRefused,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
+from aiormq.exceptions import (
+    PublishError as Returned,
+)
+from pamqp.commands import Basic
+from yarl import URL
+
+from cqrs.brokers.confirms import End, Letter, Outlet, send
+from cqrs.brokers.tally import Idle, Tally, caused, name_of, refused, text_of
+from cqrs.brokers.wire import keyed_headers, routing_key, unroutable
+from cqrs.errors import PublishError
+from cqrs.outbox.relay import Fate, Outcome, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+    from ssl import SSLContext
+
+    from aiormq.abc import AbstractConnection
+
+    from cqrs.codec import Envelope
+
+log = logging.getLogger(__name__)
+
+MESSAGE_LIMIT = 128 * 1024 * 1024
+"""The largest body in bytes: RabbitMQ's default up to 3.13. From 4.0 it is 16 MiB, which a refusal tells."""
+FAULTS = 2
+"""How often a round is tried again in one publish because the broker closed its channel."""
+SHORT = 63
+"""How many characters certainly fit into the 255 bytes of a property; what is longer has its header."""
+TOO_LARGE = re.compile(r"message size \d+ .* max size (\d+)")
+LOST = (OSError, AMQPError, RuntimeError)
+"""What aiormq raises where a channel or connection cannot be had; `RuntimeError` where it was closed meanwhile."""
+
+Lane = deque[int]
+
+
+class RabbitMQ:
+    """Publishes to RabbitMQ: confirmed, mandatory, persistent; one message of a key in flight, all keys side by side.
+
+    A topic is a durable topic exchange of its name, declared at its first use unless `declare=False`. The routing key
+    is `<event name>.<slot>` with the slot in two digits; `slots` is the application's number of them. At most
+    `window` messages of a topic wait for their confirmation. A `publish` takes `timeout` seconds at most.
+
+    Each topic has a channel of its own: what closes one disturbs no other. A channel with messages whose end is
+    unknown when the time is up is closed; what the broker still takes of them is a duplicate later, one for a key.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        slots: int = 16,
+        timeout: float = 8.0,
+        window: int = 1000,
+        declare: bool = True,
+        max_message_bytes: int = MESSAGE_LIMIT,
+        heartbeat: int = 30,
+        ssl_context: SSLContext | None = None,
+    ) -> None:
+        self._url = URL(url).update_query({"heartbeat": str(heartbeat), "name": "cqrs-toolkit"})
+        self._place = f"{self._url.host}:{self._url.port or (5671 if self._url.scheme == 'amqps' else 5672)}"
+        self._slots = slots
+        self._timeout = timeout
+        self._window = window
+        self._declare = declare
+        self._limit = max_message_bytes
+        self._ssl_context = ssl_context
+        self._connection: AbstractConnection | None = None
+        self._connecting = asyncio.Lock()
+        self._outlets: dict[str, Outlet] = {}
+        self._opening: dict[str, asyncio.Lock] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._idle = Idle()
+
+    async def open(self) -> None:
+        """Connect. A broker out of reach is reported and tried again at the first publish."""
+        self._closed = False
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._connected()
+        except (TimeoutError, *LOST) as error:
+            log.warning("RabbitMQ at %s is out of reach, and is tried again: %s", self._place, text_of(error))
+
+    async def close(self) -> None:
+        """Begin no further round, finish those in flight within the timeout, and disconnect."""
+        self._closed = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                await self._idle.wait()
+        self._disconnect()
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=self._timeout)
+        for task in self._ending:
+            task.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
+        """Publish; see `Publisher`."""
+        tally = Tally(envelopes)
+        async with self._idle:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._publish(tally)
+            except TimeoutError:
+                self._give_up(tally)
+        return tally.outcomes
+
+    async def _publish(self, tally: Tally) -> None:
+        if self._closed:
+            return
+        try:
+            await self._connected()
+        except LOST as error:
+            tally.give_up(sorted(tally.open), self._unavailable(error))
+            return
+        async with asyncio.TaskGroup() as tasks:
+            for topic, indexes in tally.by_topic().items():
+                tasks.create_task(self._publish_topic(tally, topic, indexes))
+
+    async def _publish_topic(self, tally: Tally, topic: str, indexes: list[int]) -> None:
+        """Send round after round: the first message of each key, then the second of each, and so on."""
+        lanes: dict[str | int, Lane] = {}
+        for index in indexes:
+            key = tally.envelopes[index].key
+            lanes.setdefault(index if key is None else key, deque()).append(index)
+        waiting = deque(lanes.values())
+        faults = 0
+        while waiting and not self._closed:
+            try:
+                reason = await self._round(tally, topic, waiting)
+            except LOST as error:
+                reason, faults = error, FAULTS
+            if reason is None or self._has_learnt(reason):
+                continue
+            faults += 1
+            if faults > FAULTS or self._is_disconnected():
+                tally.give_up([index for lane in waiting for index in lane], self._unavailable(reason, topic))
+                return
+
+    async def _round(self, tally: Tally, topic: str, waiting: deque[Lane]) -> BaseException | None:
+        """Send the first message of each lane, as many as the window holds; returns why some have no end."""
+        lanes, letters = self._write(tally, [waiting.popleft() for _ in range(min(self._window, len(waiting)))])
+        if not letters:
+            return None
+        ends: list[End] = [Fate.NOT_SENT] * len(letters)
+        try:
+            await send(await self._outlet(topic), letters, ends)
+        except asyncio.CancelledError:
+            self._drop(topic)
+            raise
+        finally:
+            again = [lane for lane, end in zip(lanes, ends, strict=True) if not self._settle(tally, lane, end)]
+            waiting.extend(lane for lane, end in zip(lanes, ends, strict=True) if lane and end is Fate.DELIVERED)
+            waiting.extendleft(reversed(again))
+        return self._drop(topic) if again else None
+
+    def _write(self, tally: Tally, lanes: Sequence[Lane]) -> tuple[list[Lane], list[Letter]]:
+        """Return the first message of each lane, without the lanes whose first one can never be sent."""
+        sent: list[Lane] = []
+        letters: list[Letter] = []
+        for lane in lanes:
+            envelope = tally.envelopes[lane[0]]
+            try:
+                letter = self._letter(envelope)
+            except (TypeError, ValueError) as error:
+                text = f"{name_of(envelope)} is nothing AMQP can carry: {text_of(error)}"
+                _stop(tally, lane, refused(text, error, final=True))
+                continue
+            if len(envelope.payload) > self._limit:
+                text = (
+                    f"{name_of(envelope)} has a body of {len(envelope.payload)} bytes; at most {self._limit} are sent. "
+                    "Raise max_message_bytes and RabbitMQ's max_message_size, or publish a reference to what is large."
+                )
+                _stop(tally, lane, refused(text, final=True))
+                continue
+            sent.append(lane)
+            letters.append(letter)
+        return sent, letters
+
+    def _letter(self, envelope: Envelope) -> Letter:
+        headers = keyed_headers(envelope)
+        correlation = headers.get("correlation_id", "")
+        properties = Basic.Properties(
+            content_type=headers.get("content-type"),
+            headers=headers,  # type: ignore[arg-type]  # a dict of text is one; its type is invariant
+            delivery_mode=2,
+            correlation_id=correlation if len(correlation) <= SHORT else None,
+            message_id=envelope.message_id,
+            timestamp=_moment(headers.get("ce_time")),
+            message_type=envelope.type,
+            app_id=headers.get("ce_source"),
+        )
+        return Letter(envelope.topic, routing_key(envelope, self._slots), properties, envelope.payload)
+
+    def _settle(self, tally: Tally, lane: Lane, end: End) -> bool:
+        """Note the end of a lane's first message; returns whether it has one."""
+        if end is Fate.DELIVERED:
+            tally.settle([lane.popleft()], Fate.DELIVERED)
+        elif isinstance(end, Returned):
+            frame: Any = end.frame
+            _stop(tally, lane, Unavailable(caused(unroutable(frame.exchange, frame.routing_key), end)))
+        elif isinstance(end, BaseException):
+            name = name_of(tally.envelopes[lane[0]])
+            cure = "A queue that it goes to is full (x-overflow: reject-publish), or lost its leader."
+            _stop(tally, lane, refused(f"RabbitMQ did not accept {name}. {cure}", end))
+        else:
+            return False
+        return True
+
+    def _give_up(self, tally: Tally) -> None:
+        """End what has no end when the time is up; where nothing at all was confirmed, connect anew next time."""
+        cause = "A queue without a majority of its members does so, and a broker short of memory or disk space"
+        if all(outcome is Fate.NOT_SENT for outcome in tally.outcomes):
+            self._disconnect()
+            text = (
+                f"RabbitMQ at {self._place} confirmed nothing within {self._timeout:g} s. {cause}, or a broken network."
+            )
+            tally.give_up(sorted(tally.open), Unavailable(PublishError(text), everything=True))
+        for topic, indexes in tally.by_topic().items():
+            text = f"RabbitMQ confirmed no more of exchange '{topic}' within {self._timeout:g} s. {cause}."
+            tally.give_up(indexes, Unavailable(PublishError(text)))
+
+    def _unavailable(self, error: BaseException, topic: str = "") -> Unavailable:
+        if self._is_disconnected():
+            cure = "Check that it runs, and the address, user, password and virtual host."
+            text = f"RabbitMQ at {self._place} is out of reach: {text_of(error)}. {cure}"
+            return Unavailable(caused(text, error), everything=True)
+        cure = "See the broker's log."
+        if isinstance(error, ChannelNotFoundEntity):
+            cure = "Declare a durable topic exchange of that name, or leave out declare=False."
+        if isinstance(error, ChannelAccessRefused):
+            cure = "Allow this user to write to it, and to configure it unless declare=False."
+        if isinstance(error, ChannelPreconditionFailed):
+            cure = "It is there with other properties: make it a durable topic exchange, or pass declare=False."
+        return Unavailable(caused(f"Exchange '{topic}' takes nothing: {text_of(error)}. {cure}", error))
+
+    def _has_learnt(self, reason: BaseException) -> bool:
+        """Whether the broker closed the channel over a size, which is the limit from now on."""
+        found = TOO_LARGE.search(text_of(reason))
+        if found is None or int(found[1]) >= self._limit:
+            return False
+        self._limit = int(found[1])
+        return True
+
+    async def _connected(self) -> AbstractConnection:
+        async with self._connecting:
+            if self._connection is None or self._connection.is_closed:
+                self._outlets.clear()
+                self._connection = await aiormq.connect(self._url, context=self._ssl_context)
+            return self._connection
+
+    async def _outlet(self, topic: str) -> Outlet:
+        async with self._opening.setdefault(topic, asyncio.Lock()):
+            outlet = self._outlets.get(topic)
+            if outlet is None or outlet.channel.is_closed:
+                connection = await self._connected()
+                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                await channel.exchange_declare(topic, exchange_type="topic", durable=True, passive=not self._declare)
+                outlet = self._outlets[topic] = Outlet(channel, channel.closing)
+            return outlet
+
+    def _drop(self, topic: str) -> BaseException:
+        """Give up a topic's channel; returns why it was closed."""
+        outlet = self._outlets.pop(topic, None)
+        if outlet is None:
+            return ConnectionError("the channel was closed")
+        if outlet.channel.is_closed:
+            reason = None if outlet.closing.cancelled() else outlet.closing.exception()
+            return reason or ConnectionError("the channel was closed")
+        self._end(outlet.channel.close())
+        return TimeoutError("not confirmed in time")
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        self._outlets.clear()
+        if connection is not None:
+            self._end(connection.close())
+
+    def _is_disconnected(self) -> bool:
+        return self._connection is None or self._connection.is_closed
+
+    def _end(self, closing: Coroutine[Any, Any, Any]) -> None:
+        async def end() -> None:
+            with suppress(*LOST):
+                await closing
+
+        task = asyncio.create_task(end(), name="cqrs rabbitmq close")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+
+def _stop(tally: Tally, lane: Lane, outcome: Outcome) -> None:
+    """End a lane's first message with this outcome, and the rest as not sent."""
+    tally.give_up(lane, outcome)
+    lane.clear()
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        return None

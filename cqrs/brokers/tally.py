@@ -1,0 +1,104 @@
+"""What comes of the envelopes of one `publish`: the bookkeeping that publishers share."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from cqrs.errors import PublishError
+from cqrs.outbox.relay import Failed, Fate, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cqrs.codec import Envelope
+
+
+class Tally:
+    """The outcome of each envelope, which ones have no end yet, and the keys that a refused message holds back."""
+
+    def __init__(self, envelopes: Sequence[Envelope]) -> None:
+        self.envelopes = envelopes
+        self.outcomes: list[Outcome] = [Fate.NOT_SENT] * len(envelopes)
+        self.open = set(range(len(envelopes)))
+        self.held: set[tuple[str, str | None]] = set()
+
+    def settle(self, indexes: Iterable[int], outcome: Outcome) -> None:
+        """End some with this outcome."""
+        for index in indexes:
+            self.outcomes[index] = outcome
+            self.open.discard(index)
+
+    def stop(self, index: int, outcome: Outcome) -> None:
+        """End one with this outcome; what comes after it in its lane is not to be sent."""
+        self.settle((index,), outcome)
+        envelope = self.envelopes[index]
+        if envelope.key is not None:
+            self.held.add((envelope.topic, envelope.key))
+
+    def is_held(self, index: int) -> bool:
+        """Whether one before it in its lane was stopped; then it ends as not sent."""
+        envelope = self.envelopes[index]
+        if (envelope.topic, envelope.key) not in self.held:
+            return False
+        self.open.discard(index)
+        return True
+
+    def give_up(self, indexes: Iterable[int], outcome: Outcome) -> None:
+        """End the first of each lane with this outcome, and the rest as not sent."""
+        seen = set()
+        for index in indexes:
+            lane = self.envelopes[index].lane
+            self.settle((index,), Fate.NOT_SENT if lane in seen else outcome)
+            seen.add(lane)
+
+    def by_topic(self) -> dict[str, list[int]]:
+        """Return those that have no end yet, in their order."""
+        topics: dict[str, list[int]] = {}
+        for index in sorted(self.open):
+            topics.setdefault(self.envelopes[index].topic, []).append(index)
+        return topics
+
+
+class Idle:
+    """Knows whether a publish is under way: each is an `async with` of it."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    async def wait(self) -> None:
+        """Wait until no publish is under way."""
+        await self._none.wait()
+
+    async def __aenter__(self) -> None:
+        self._running += 1
+        self._none.clear()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._running -= 1
+        if not self._running:
+            self._none.set()
+
+
+def caused(text: str, error: BaseException) -> PublishError:
+    """Return an error with its cause."""
+    problem = PublishError(text)
+    problem.__cause__ = error
+    return problem
+
+
+def refused(text: str, error: BaseException | None = None, *, final: bool = False) -> Failed:
+    """Return the outcome of a message that was refused."""
+    return Failed(PublishError(text) if error is None else caused(text, error), final)
+
+
+def name_of(envelope: Envelope) -> str:
+    """Name a message in an error's text."""
+    return f"{envelope.type} {envelope.message_id} to topic '{envelope.topic}'"
+
+
+def text_of(error: BaseException) -> str:
+    """Return an error's text, and where it has none its type."""
+    return str(error) or type(error).__name__
