@@ -2,6 +2,7 @@
 
 CqrsError
 ├── ConfigurationError      everything that is wrong with the wiring, in one error
+├── DatabaseUnreachable     the database cannot be connected to at the start
 ├── SchemaError             the database's tables are not those that this version needs
 ├── NotHandled              a command or query without a handler was sent
 ├── MisuseError             a call that the rules of the toolkit forbid
@@ -51,6 +52,17 @@ class ConfigurationError(CqrsError):
         self.problems = tuple(problems)
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__("\n".join([count, *(f"- {problem}" for problem in self.problems)]))
+
+
+class DatabaseUnreachable(CqrsError):
+    """The database cannot be connected to when the application is opened."""
+
+    def __init__(self, url: str, reason: BaseException) -> None:
+        first = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+        super().__init__(
+            f"{url} cannot be connected to: {first}. Check that it runs, that host, port, user and password are right, "
+            "and that the database of that name exists."
+        )
 
 
 class SchemaError(CqrsError):

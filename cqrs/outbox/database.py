@@ -123,7 +123,7 @@ def _is_usable(url: URL, schema: str | None, problems: list[Problem]) -> bool:
         )
     elif find_spec(url.get_driver_name()) is None:
         what = f"The database {shown} needs {url.get_driver_name()}, which is not installed"
-        problems.append(Problem(what, f"pip install '{kind.drivers[url.get_driver_name()]}'"))
+        problems.append(Problem(what, f"pip install '{kind.drivers[url.get_driver_name()]}'."))
     elif kind is not SQLITE:
         return len(problems) == known
     elif sqlite.is_in_memory(url):

@@ -10,11 +10,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import inspect
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from cqrs import migrations
 from cqrs.codec import BROKER
-from cqrs.errors import DrainTimeout, NotOpen, SchemaError
+from cqrs.errors import DatabaseUnreachable, DrainTimeout, NotOpen, SchemaError
 from cqrs.outbox.desk import Outbox
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import DEAD
@@ -36,7 +37,9 @@ log = logging.getLogger(__name__)
 
 Work = TypeVar("Work", bound=Transaction)
 
-REMEMBERED = 10_000
+REMEMBERED = 100_000
+"""How many events that this process emitted `drain` waits for: the last ones."""
+DRIVERS = ("asyncmy", "asyncpg", "psycopg", "pymysql", "sqlite3")
 HOUSEKEEPING = 60.0
 UNCLAIMED = 900.0
 LOOK = 0.05
@@ -118,7 +121,10 @@ class Storage:
 
     def _saved(self, envelopes: Sequence[Envelope]) -> None:
         """Remember what this process emitted, for `drain`, and wake the relay."""
-        self._emitted.update(dict.fromkeys(envelope.message_id for envelope in envelopes))
+        for envelope in envelopes:
+            self._emitted[envelope.message_id] = None
+        while len(self._emitted) > REMEMBERED:
+            del self._emitted[next(iter(self._emitted))]
         self.relay.wake()
         self._ring()
 
@@ -130,6 +136,7 @@ class Storage:
             if self._database.owned:
                 stack.push_async_callback(self._database.readers.dispose)
                 stack.push_async_callback(self._database.writers.dispose)
+            await self._connect()
             await self._check_schema()
             await self._check_settings()
             await self._report_unserved(0.0)
@@ -157,6 +164,19 @@ class Storage:
     def _close(self) -> None:
         self._open = False
 
+    async def _connect(self) -> None:
+        """Say in plain words why the database cannot be reached, if it cannot."""
+        try:
+            async with self.store.readers.connect():
+                return
+        except (DBAPIError, OSError, TimeoutError) as error:
+            raise DatabaseUnreachable(_shown(self._database), getattr(error, "orig", None) or error) from error
+        except Exception as error:
+            # asyncpg raises its own errors past SQLAlchemy while it connects.
+            if type(error).__module__.partition(".")[0] not in DRIVERS:
+                raise
+            raise DatabaseUnreachable(_shown(self._database), error) from error
+
     async def _check_schema(self) -> None:
         database = self._database
         async with self.store.writers.begin() as connection:
@@ -170,19 +190,27 @@ class Storage:
             raise SchemaError(_schema_advice(number, database))
 
     async def _check_settings(self) -> None:
-        wanted = {"application": self._name, "slots": str(self.store.slots), "carrier": "relay"}
-        found = await self.store.record(wanted)
+        found = await self.store.record(self._wanted())
         if found["application"] != self._name:
             raise SchemaError(
                 f"These tables belong to the application '{found['application']}', and this one is '{self._name}'. "
                 f"If it is the same application, pass name='{found['application']}' to bootstrap; "
-                "otherwise give it tables of its own: prefix='...'."
+                "otherwise give it tables of its own: prefix='...', or on a server schema='...'."
             )
         if found["slots"] != str(self.store.slots):
             raise SchemaError(
                 f"The outbox was begun with {found['slots']} slots, and this application has {self.store.slots}. "
                 f"Pass slots={found['slots']} to bootstrap, or empty the outbox and its slot table before a change."
             )
+
+    def _wanted(self) -> dict[str, str]:
+        """Return what the settings say; housekeeping writes it again where somebody deleted it."""
+        return {
+            "application": self._name,
+            "slots": str(self.store.slots),
+            "carrier": "relay",
+            "schema": str(VERSION),
+        }
 
     async def _report_unserved(self, age: float) -> None:
         served = [*self._handlers, BROKER] if self._publishes else self._handlers
@@ -205,8 +233,7 @@ class Storage:
             try:
                 await self.store.parked.wake_heads(self._skipping)
                 await self._forget()
-                if len(self._emitted) > REMEMBERED:
-                    await self._unended()
+                await self.store.record(self._wanted())
                 await self._report_unserved(UNCLAIMED)
             except Exception as error:  # noqa: BLE001 - tried again in a minute
                 log.warning("Housekeeping failed and is tried again: %s", error)
@@ -265,6 +292,10 @@ async def _end(task: asyncio.Task[None]) -> None:
         await task
 
 
+def _shown(database: Database) -> str:
+    return database.writers.url.render_as_string(hide_password=True)
+
+
 def _has_tables(connection: Any, prefix: str) -> bool:
     return any(name.startswith(prefix) for name in inspect(connection).get_table_names())
 
@@ -274,7 +305,7 @@ def _migrate(connection: Any, database: Database) -> None:
 
 
 def _schema_advice(number: int, database: Database) -> str:
-    url = database.writers.url.render_as_string(hide_password=True)
+    url = _shown(database)
     if number > VERSION:
         return (
             f"{url} has schema number {number}, and this version of cqrs-toolkit knows {VERSION}: the database was "

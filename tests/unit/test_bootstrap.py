@@ -396,11 +396,11 @@ def test_a_broker_by_url_is_refused_without_showing_it(registry: cqrs.Registry, 
     ]
 
 
-@pytest.mark.parametrize("wish", [{"carrier": "log"}, {"listen_url": "postgresql://db"}])
-def test_what_needs_postgresql_is_refused(registry: cqrs.Registry, database: str, wish: dict[str, Any]):
-    assert problems(registry=registry, database=database, **wish) == [
-        "carrier='log' and listen_url= need PostgreSQL, which is not part of this version. Leave them out."
-    ]
+@pytest.mark.parametrize(
+    ("wish", "named"), [({"carrier": "log"}, "carrier='log'"), ({"listen_url": "postgresql://db"}, "listen_url=")]
+)
+def test_what_needs_postgresql_is_refused(registry: cqrs.Registry, database: str, wish: dict[str, Any], named: str):
+    assert problems(registry=registry, database=database, **wish) == [f"{named} needs PostgreSQL. Leave it out."]
 
 
 TEN_MISTAKES = """

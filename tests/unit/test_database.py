@@ -2,6 +2,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 import cqrs
+from cqrs.outbox import database
 from tests.unit.support import problems
 
 EXAMPLE = 'database="sqlite+aiosqlite:///app.db"'
@@ -23,11 +24,19 @@ def test_a_text_that_is_no_url_is_refused_without_showing_it(registry: cqrs.Regi
     ]
 
 
-def test_another_database_than_sqlite_is_refused_without_its_password(registry: cqrs.Registry):
+def test_an_unknown_kind_of_database_is_refused_without_its_password(registry: cqrs.Registry):
+    (problem,) = problems(registry=registry, database="mssql+aioodbc://me:secret@db/shop")
+    assert problem.startswith("The database mssql+aioodbc://me:***@db/shop is none that the toolkit stores on. Use")
+
+
+def test_a_driver_that_is_not_installed_is_refused_with_what_brings_it(
+    registry: cqrs.Registry, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(database, "find_spec", lambda _: None)
     assert problems(registry=registry, database="postgresql+asyncpg://me:secret@db/shop") == [
         (
-            "The database postgresql+asyncpg://me:***@db/shop is not SQLite, all that this version stores on. "
-            f"Use {EXAMPLE}."
+            "The database postgresql+asyncpg://me:***@db/shop needs asyncpg, which is not installed. "
+            "pip install 'cqrs-toolkit[postgres]'."
         )
     ]
 
@@ -35,7 +44,7 @@ def test_another_database_than_sqlite_is_refused_without_its_password(registry: 
 @pytest.mark.parametrize(("url", "driver"), [("sqlite:///app.db", "pysqlite"), ("sqlite+pysqlite:///a.db", "pysqlite")])
 def test_a_driver_that_is_not_async_is_refused(registry: cqrs.Registry, url: str, driver: str):
     assert problems(registry=registry, database=url) == [
-        f"The database {url} has the driver '{driver}', which is not async. Name the async driver: {EXAMPLE}."
+        f"The database {url} has the driver '{driver}', which is not async. Name the async driver: sqlite+aiosqlite:///app.db."
     ]
 
 

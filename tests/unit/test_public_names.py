@@ -13,6 +13,7 @@ NAMES = [
     "ConfigurationError",
     "Context",
     "CqrsError",
+    "DatabaseUnreachable",
     "DecodingError",
     "DrainTimeout",
     "EncodingError",

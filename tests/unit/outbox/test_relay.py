@@ -9,7 +9,8 @@ import pytest
 
 from cqrs.codec import Envelope
 from cqrs.errors import DecodingError
-from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher
+from cqrs.outbox import circuits
+from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher, Unavailable
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import Claimed, Probe, Verdict, View
 from cqrs.outbox.store import Nothing
@@ -492,6 +493,83 @@ async def test_retries_do_not_hold_up_the_outbox(store: FakeStore):
         relay.wake()
         await until(lambda: store.settled == [([2], [])])
         release.set()
+
+
+# Out of reach
+
+
+async def test_what_is_out_of_reach_counts_no_attempt(store: FakeStore):
+    store.outbox += [row(1)]
+    await make_relay(store, {"handler": answering(Unavailable(Lost()))}).relay_outbox()
+    assert store.settled == [([], [])]
+
+
+async def test_a_topic_that_is_out_of_reach_is_not_claimed(store: FakeStore):
+    relay = make_relay(store, {"handler": answering(Unavailable(Lost()))})
+    store.outbox += [row(1)]
+    await relay.relay_outbox()
+    await relay.relay_outbox()
+    assert [view.without for view in store.views] == [frozenset(), frozenset({("handler", "orders")})]
+
+
+async def test_without_any_destination_in_reach_nothing_is_claimed(store: FakeStore):
+    relay = make_relay(store, {"handler": answering(Unavailable(Lost(), everything=True))})
+    store.outbox += [row(1)]
+    await relay.relay_outbox()
+    assert await relay.relay_outbox() is False
+    assert await relay.relay_due() is False
+    assert (store.claims, store.due_claims) == (1, 0)
+
+
+async def test_what_is_in_reach_again_is_delivered(store: FakeStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(circuits, "FIRST_PAUSE", 0.001)
+    refusals = [Unavailable(Lost("no leader"))] * 3
+
+    async def publish(ids: list[str]) -> Sequence[Outcome]:
+        if refusals:
+            store.outbox.append(row(1))
+            return [refusals.pop()]
+        return [Fate.DELIVERED] * len(ids)
+
+    store.outbox += [row(1)]
+    async with relaying(make_relay(store, {"handler": FakePublisher(publish)})):
+        await until(lambda: ([1], []) in store.settled)
+
+
+async def test_a_trial_takes_one_row_of_what_is_out_of_reach(store: FakeStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(circuits, "FIRST_PAUSE", 0.001)
+    batches: list[list[str]] = []
+
+    async def publish(ids: list[str]) -> Sequence[Outcome]:
+        batches.append(ids)
+        if len(batches) == 1:
+            store.outbox.extend([row(1), row(2)])
+            return [Unavailable(Lost())] * len(ids)
+        return [Fate.DELIVERED] * len(ids)
+
+    store.outbox += [row(1), row(2)]
+    async with relaying(make_relay(store, {"handler": FakePublisher(publish)})):
+        await until(lambda: ([2], []) in store.settled)
+    assert batches == [["event-1", "event-2"], ["event-1"], ["event-2"]]
+
+
+async def test_what_was_overdue_is_parked_without_an_attempt(store: FakeStore):
+    store.outbox += [row(1)]
+    await make_relay(store, {"handler": answering(Fate.OVERDUE)}).relay_outbox()
+    ((_, (verdict,)),) = store.settled
+    assert (verdict.wait, verdict.attempts, verdict.blocks) == (0.0, 0, True)
+
+
+async def test_a_lane_looks_again_soon_while_others_work_on_all_slots(store: FakeStore):
+    store.busy = True
+    async with relaying(make_relay(store, {"handler": FakePublisher()})):
+        await until(lambda: store.claims >= 3)
+
+
+async def test_a_stop_closes_the_lanes(store: FakeStore):
+    async with relaying(make_relay(store, {"handler": FakePublisher()})):
+        await until(lambda: store.claims == 1)
+    assert store.closed > 0
 
 
 # Faults

@@ -188,7 +188,7 @@ async def test_tables_of_another_application_are_refused(shop: Shop):
         await shop.app(name="store").__aenter__()
     assert str(caught.value) == (
         "These tables belong to the application 'shop', and this one is 'store'. If it is the same application, pass "
-        "name='shop' to bootstrap; otherwise give it tables of its own: prefix='...'."
+        "name='shop' to bootstrap; otherwise give it tables of its own: prefix='...', or on a server schema='...'."
     )
 
 
@@ -374,7 +374,7 @@ async def test_a_handler_that_takes_longer_than_the_lease_runs_once(database: st
             return await run_sql(database, later) == [1]
 
         await until(is_renewed_past_its_lease)
-        assert await storage_of(two).relay.relay_outbox() is False
+        await storage_of(two).relay.relay_outbox()
         release.set()
         await one.drain()
     assert seen == ["o1"]
@@ -514,7 +514,7 @@ async def test_rows_that_nobody_claims_are_reported_once_after_a_while(shop: Sho
         assert reports() == []
         storage_of(app).store.ahead += 901
         await until(lambda: reports() != [])
-        rounds = storage_of(app).store.wake_heads
+        rounds = storage_of(app).store.parked.wake_heads
         count = 0
 
         async def counted(*arguments: Any) -> None:
@@ -522,7 +522,7 @@ async def test_rows_that_nobody_claims_are_reported_once_after_a_while(shop: Sho
             count += 1
             await rounds(*arguments)
 
-        storage_of(app).store.wake_heads = counted  # type: ignore[method-assign]
+        storage_of(app).store.parked.wake_heads = counted  # type: ignore[method-assign]
         await until(lambda: count >= 3)
         assert len(reports()) == 1
 
@@ -531,7 +531,7 @@ async def test_rows_that_nobody_claims_are_reported_once_after_a_while(shop: Sho
 async def test_housekeeping_that_failed_is_tried_again(shop: Shop, caplog: pytest.LogCaptureFixture):
     async with shop.app() as app:
         store = storage_of(app).store
-        forget, failures = store.forget, [ConnectionError("gone")]
+        forget, failures = store.inbox.forget, [ConnectionError("gone")]
 
         async def failing(**options: Any) -> int:
             if failures:
@@ -540,15 +540,13 @@ async def test_housekeeping_that_failed_is_tried_again(shop: Shop, caplog: pytes
             return await forget(**options)
 
         done: list[int] = []
-        store.forget = failing  # type: ignore[method-assign]
+        store.inbox.forget = failing  # type: ignore[method-assign]
         await until(lambda: bool(done))
     assert "Housekeeping failed and is tried again: gone" in caplog.messages
 
 
-@pytest.mark.usefixtures("busy_keeper")
-async def test_ids_of_events_that_have_ended_are_not_remembered_for_ever(shop: Shop, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(storage, "REMEMBERED", 0)
-    async with shop.app() as app:
-        await app.send(Start(orders=["o1", "o2"]))
-        await until(lambda: sorted(shop.seen) == ["o1", "o2"])
-        await until(lambda: not storage_of(app)._emitted)
+async def test_only_the_last_events_are_remembered_for_draining(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(storage, "REMEMBERED", 2)
+    async with shop.app(relay=False) as app:
+        await app.send(Start(orders=["o1", "o2", "o3"]))
+        assert len(storage_of(app)._emitted) == 2
