@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
     from aiormq.abc import AbstractChannel
 
-TESTED = ("6.8.", "6.9.", "7.")
-"""Versions of aiormq with the parts that one write needs."""
+TESTED = "7."
+"""The versions of aiormq that one write was tested with."""
+PARTS = ("confirmations", "delivery_tag", "lock", "max_content_size", "message_id_delivery_tag", "write_queue")
+"""The parts of a channel that it needs."""
 HEADER, BODY, END = 2, 3, b"\xce"
 """AMQP 0-9-1, section 4.2.3: the types of content frames, and what every frame ends with."""
 
@@ -64,7 +66,8 @@ async def send(outlet: Outlet, letters: Sequence[Letter], ends: list[End]) -> No
 
     When it is cancelled, the channel must not be used again.
     """
-    await (send_at_once if _is_tested() else send_each)(outlet, letters, ends)
+    known = _is_tested() and all(hasattr(outlet.channel, part) for part in PARTS)
+    await (send_at_once if known else send_each)(outlet, letters, ends)
 
 
 @cache

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -59,19 +60,25 @@ class KafkaBench(BrokerBench):
         return [dict(record.headers)["ce_id"].decode() for record in await self.records()]
 
 
-@pytest.fixture
-async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KafkaBench]:
-    server = url_of("KAFKA_URL").removeprefix("kafka://")
-    host, _, port = server.partition(":")
+@asynccontextmanager
+async def by_proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
+    """Let the publisher's connections, and only those, go by a proxy, although brokers tell clients where they are."""
     create_conn = aiokafka.client.create_conn
 
     async def create_conn_by_proxy(host: str, port: int, **options: Any) -> Any:
-        # Brokers tell clients where they are; a client must not find the way past the proxy.
-        by_proxy = options["client_id"] == "cqrs-toolkit"
-        return await create_conn(host, proxy.port if by_proxy else port, **options)
+        publishes = options["client_id"] == "cqrs-toolkit"
+        return await create_conn(host, proxy.port if publishes else port, **options)
 
-    monkeypatch.setattr("aiokafka.client.create_conn", create_conn_by_proxy)
+    host, _, port = server.partition(":")
     async with Proxy(host, int(port)) as proxy:
+        monkeypatch.setattr("aiokafka.client.create_conn", create_conn_by_proxy)
+        yield proxy
+
+
+@pytest.fixture
+async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KafkaBench]:
+    server = url_of("KAFKA_URL").removeprefix("kafka://")
+    async with by_proxy(server, monkeypatch) as proxy:
         bench = KafkaBench(Kafka(server, timeout=TIMEOUT), proxy)
         bench.server = server
         await bench.create()

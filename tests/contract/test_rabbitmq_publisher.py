@@ -53,7 +53,8 @@ class RabbitBench(BrokerBench):
 @pytest.fixture
 async def bench() -> AsyncIterator[RabbitBench]:
     url = URL(url_of("RABBITMQ_URL"))
-    async with Proxy(str(url.host), url.port or 5672) as proxy, aiormq.connect(url) as connection:
+    async with Proxy(str(url.host), url.port or 5672) as proxy:
+        connection = await aiormq.connect(url)
         bench = RabbitBench(RabbitMQ(str(url.with_port(proxy.port)), timeout=TIMEOUT), proxy)
         bench.url = url
         bench.channel = await connection.channel()
@@ -63,6 +64,7 @@ async def bench() -> AsyncIterator[RabbitBench]:
         proxy.resume()
         await bench.close()
         await bench.remove()
+        await connection.close()
 
 
 class TestRabbitMQPublisher(BrokerContract):
