@@ -19,7 +19,7 @@ from aiormq.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from cqrs.outbox.relay import Fate
+from cqrs.outbox.publisher import Fate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

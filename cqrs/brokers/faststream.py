@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cqrs.brokers.tally import Idle, Tally, caused, name_of, refused, text_of
 from cqrs.brokers.wire import keyed_headers, routing_key, unroutable
 from cqrs.errors import ConfigurationError, Problem, PublishError
-from cqrs.outbox.relay import Fate, Outcome, Unavailable
+from cqrs.outbox.publisher import Fate, Outcome, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

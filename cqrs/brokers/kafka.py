@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
 
 from cqrs.brokers.tally import Idle, Tally, caused, name_of, refused, text_of
 from cqrs.errors import PublishError
-from cqrs.outbox.relay import Failed, Fate, Outcome, Unavailable
+from cqrs.outbox.publisher import Failed, Fate, Outcome, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

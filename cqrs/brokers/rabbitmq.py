@@ -35,7 +35,7 @@ from cqrs.brokers.confirms import End, Letter, Outlet, send
 from cqrs.brokers.tally import Idle, Tally, caused, name_of, refused, text_of
 from cqrs.brokers.wire import keyed_headers, routing_key, unroutable
 from cqrs.errors import PublishError
-from cqrs.outbox.relay import Fate, Outcome, Unavailable
+from cqrs.outbox.publisher import Fate, Outcome, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from cqrs.errors import PublishError
-from cqrs.outbox.relay import Failed, Fate, Outcome
+from cqrs.outbox.publisher import Failed, Fate, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

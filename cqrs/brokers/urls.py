@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from cqrs.errors import Problem
 
 if TYPE_CHECKING:
-    from cqrs.outbox.relay import Publisher
+    from cqrs.outbox.publisher import Publisher
 
 EXAMPLES = 'broker="kafka://localhost:9092" or broker="amqp://guest:guest@localhost/"'
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
