@@ -1,0 +1,325 @@
+"""One combination at work: database, broker, load, relays and consumers, the faults that can happen to them, the end."""
+
+import asyncio
+import contextlib
+import random
+import shutil
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from cqrs.outbox.rows import Counts
+from tests.faults.application import BATCH, EFFECT, HISTORY, Nowhere, Setting, make, prepare
+from tests.faults.brokers import Broker, broker_of
+from tests.faults.checker import Findings, Mark, check
+from tests.faults.instances import Instances
+from tests.faults.processes import Process
+from tests.faults.relay import POINTS
+from tests.proxy import Proxy
+from tests.servers import scratch_database
+
+COPIES = 3 * BATCH
+"""What one fault of one relay may cause to come again: a batch of each of its two lanes, and one of parked rows."""
+TIME_TO_DRAIN = 60.0
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """A database and a broker, by the names that `scripts/services` has for them; empty: a file, the handlers."""
+
+    database: str
+    broker: str
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.database, self.broker) if name)
+
+
+COMBINATIONS = {
+    "postgresql+kafka": Combination("postgres", "kafka"),
+    "postgresql+rabbitmq": Combination("postgres", "rabbitmq"),
+    "mariadb+kafka": Combination("mariadb", "kafka"),
+    "sqlite+local": Combination("", ""),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """How a field is laid out."""
+
+    relays: int = 3
+    consumers: int = 2
+    rate: float = 200.0
+    lease: float = 2.0
+    crashes: float = 0.0
+    """The share of a relay's starts that end at a crash point."""
+    clocks: bool = False
+    """Whether the first relay has a clock that can be put forward and back."""
+    mutation: str = ""
+
+
+class Field:
+    """What runs; its methods are the faults, each of which counts itself."""
+
+    def __init__(
+        self, combination: Combination, instances: Instances, setting: Setting, wishes: Wishes, seed: int
+    ) -> None:
+        self.combination = combination
+        self.counts: Counter[str] = Counter()
+        self.crashes: Counter[str] = Counter()
+        self.allowed = 0
+        """How many duplicates the faults so far explain."""
+        self.drained = 0.0
+        self.setting = setting
+        self.broker: Broker = broker_of(setting)
+        self.chance = random.Random(seed)
+        self._instances = instances
+        self._wishes = wishes
+        self._engine: AsyncEngine = create_async_engine(setting.database)
+        self._database_proxies: list[Proxy] = []
+        self._broker_proxies: list[Proxy] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._served = asyncio.Lock()
+        self._violations: list[str] = []
+        self.relays: list[Process] = []
+        self.consumers: list[Process] = []
+        self.load = self._process("load", lambda: setting.but(rate=wishes.rate))
+
+    # Lifetime
+
+    @contextlib.asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """Start all processes; in the end they have ended, and what the broker had of this run is gone."""
+        await prepare(self.setting)
+        await self.broker.create()
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(self._wishes.relays):
+                await self._add_relay(stack, number)
+            for number in range(self._wishes.consumers if self.combination.broker else 0):
+                self.consumers.append(self._consumer(number))
+            self._tasks = [asyncio.create_task(process.keep()) for process in self.processes]
+            try:
+                yield
+            finally:
+                await self._end(self.processes)
+                await asyncio.gather(*self._tasks)
+                await self.broker.remove()
+                await self._engine.dispose()
+
+    @property
+    def processes(self) -> list[Process]:
+        return [self.load, *self.relays, *self.consumers]
+
+    async def _add_relay(self, stack: contextlib.AsyncExitStack, number: int) -> None:
+        setting = self.setting.but(number=number, mutation=self._wishes.mutation)
+        if self.combination.database:
+            url = sa.make_url(setting.database)
+            proxy = await stack.enter_async_context(Proxy(str(url.host), url.port or 0))
+            self._database_proxies.append(proxy)
+            setting = setting.but(database=url.set(port=proxy.port).render_as_string(hide_password=False))
+        if self.combination.broker:
+            place = urlsplit(setting.broker)
+            proxy = await stack.enter_async_context(Proxy(str(place.hostname), place.port or 0))
+            self._broker_proxies.append(proxy)
+            setting = setting.but(broker_port=proxy.port)
+        environment = self._clock() if self._wishes.clocks and number == 0 else {}
+        self.relays.append(self._process("relay", lambda: self._armed(setting), environment=environment))
+
+    def _consumer(self, number: int) -> Process:
+        return self._process("consumer", lambda: self.setting.but(number=number, of=self._wishes.consumers))
+
+    def _process(self, role, setting, *, environment=None) -> Process:
+        log = Path(self.setting.folder) / f"{role}.log"
+        return Process(role, setting, log, environment=environment or {}, ended=self._crashed)
+
+    def _armed(self, setting: Setting) -> Setting:
+        """Let some starts of a relay end at a crash point."""
+        if self.chance.random() >= self._wishes.crashes:
+            return setting
+        return setting.but(crash=f"{self.chance.choice(POINTS)}:{self.chance.randint(1, 30)}")
+
+    def _crashed(self, setting: Setting) -> None:
+        self.crashes[setting.crash.partition(":")[0] or "?"] += 1
+        self.allowed += COPIES
+
+    async def _end(self, processes: Sequence[Process]) -> None:
+        await asyncio.gather(*(process.end() for process in processes))
+        self._violations += [f"a {process.role} did not end when told to" for process in processes if process.late]
+
+    # Faults of processes
+
+    def kill(self, process: Process) -> None:
+        self.counts["kills"] += 1
+        self.allowed += COPIES
+        process.kill()
+
+    async def freeze(self, process: Process, seconds: float) -> None:
+        """Stop a process, and let it go on, past its lease or before."""
+        self.counts["stops"] += 1
+        self.allowed += COPIES
+        process.stop()
+        await asyncio.sleep(seconds)
+        process.go_on()
+
+    async def terminate(self, process: Process) -> None:
+        """End a process as a deployment does."""
+        self.counts["terminations"] += 1
+        await process.terminate()
+
+    # Faults of servers and networks
+
+    async def restart(self, server: str) -> None:
+        async with self._served:
+            self._count_server("restarts", server)
+            await self._instances.restart(server)
+
+    async def kill_server(self, server: str) -> None:
+        async with self._served:
+            self._count_server("server kills", server)
+            await self._instances.kill(server)
+
+    def _count_server(self, fault: str, server: str) -> None:
+        self.counts[fault] += 1
+        self.allowed += COPIES * len(self.relays)
+
+    async def cut(self, proxy: Proxy, seconds: float) -> None:
+        self.counts["cuts"] += 1
+        self.allowed += COPIES
+        proxy.cut()
+        await asyncio.sleep(seconds)
+        proxy.resume()
+
+    async def stall(self, proxy: Proxy, seconds: float) -> None:
+        self.counts["stalls"] += 1
+        self.allowed += COPIES
+        proxy.stall()
+        await asyncio.sleep(seconds)
+        proxy.resume()
+
+    @property
+    def proxies(self) -> list[Proxy]:
+        return self._database_proxies + self._broker_proxies
+
+    async def refuse(self, how: str, seconds: float) -> None:
+        """Let the narrow topic refuse for a while; then a person replays what is dead of it."""
+        async with self._served:
+            self.counts["refusals"] += 1
+            await self.broker.refuse(how)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                await self.broker.accept()
+
+    # The clock
+
+    def _clock(self) -> dict[str, str]:
+        self._put_clock("+0")
+        return {
+            "LD_PRELOAD": str(FAKETIME),
+            "FAKETIME_TIMESTAMP_FILE": str(self._clock_file),
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    @property
+    def _clock_file(self) -> Path:
+        return Path(self.setting.folder) / "clock"
+
+    def _put_clock(self, text: str) -> None:
+        self._clock_file.write_text(text)
+
+    async def jump(self, seconds: int) -> None:
+        """Put the first relay's clock forward or back."""
+        self.counts["clock jumps"] += 1
+        await asyncio.to_thread(self._put_clock, f"{seconds:+d}")
+
+    # The end
+
+    async def drain(self) -> None:
+        """Mend everything, and let the one relay that has lived longest deliver what is left, alone."""
+        for proxy in self.proxies:
+            proxy.resume()
+        for process in self.processes:
+            process.go_on()
+        self._wishes = Wishes(relays=self._wishes.relays)
+        oldest = min(self.relays, key=lambda relay: relay.began)
+        others = [relay for relay in self.relays if relay is not oldest]
+        await self._end(others)
+        await asyncio.sleep(1.0)
+        await self._end([self.load])
+        began = monotonic()
+        await self._until_empty()
+        await self._until_effective()
+        self.drained = monotonic() - began
+
+    async def _until_empty(self) -> None:
+        async with make(self.setting, relay=False, broker=Nowhere() if self.setting.broker else None) as desk:
+            end = monotonic() + TIME_TO_DRAIN
+            while (counts := await desk.outbox.counts()) != EMPTY:
+                if monotonic() > end:
+                    self._violations.append(f"not drained after {TIME_TO_DRAIN:g} s: {counts}")
+                    return
+                self.counts["replays"] += await desk.outbox.replay()
+                await asyncio.sleep(0.1)
+
+    async def _until_effective(self) -> None:
+        """Wait until consumers have caught up; what is missing after that is found by the checker."""
+        end = monotonic() + TIME_TO_DRAIN
+        while await self._count(EFFECT) < await self._count(HISTORY) and monotonic() < end:
+            await asyncio.sleep(0.2)
+
+    async def _count(self, table: sa.Table) -> int:
+        async with self._engine.connect() as connection:
+            return (await connection.execute(sa.select(sa.func.count()).select_from(table))).scalar_one()
+
+    async def findings(self) -> Findings:
+        """Compare what was committed, delivered and done."""
+        found = check(
+            await self._marks(HISTORY, HISTORY.c.number),
+            await self.broker.delivered(),
+            await self._marks(EFFECT, EFFECT.c.id),
+            most_duplicates=self.allowed,
+            ordered_effects=not self.setting.broker,
+        )
+        found.violations.extend(self._violations)
+        return found
+
+    async def _marks(self, table: sa.Table, order: sa.Column) -> list[Mark]:
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(sa.select(table.c.name, table.c.number, table.c.token).order_by(order))
+            return [Mark(*row) for row in rows]
+
+
+EMPTY = Counts(0, 0, 0, 0)
+
+
+@contextlib.asynccontextmanager
+async def field(name: str, instances: Instances, *, wishes: Wishes = Wishes(), seed: int = 0) -> AsyncIterator[Field]:
+    """Lay out a combination and let it work."""
+    combination = COMBINATIONS[name]
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="cqrs-faults-"))
+    async with contextlib.AsyncExitStack() as stack:
+        database = f"sqlite+aiosqlite:///{folder / 'faults.db'}"
+        if combination.database:
+            url = instances.urls[combination.database]
+            database = await stack.enter_async_context(scratch_database(url))
+        setting = Setting(
+            run=f"faults-{uuid.uuid4().hex[:8]}",
+            database=database,
+            broker=instances.urls[combination.broker] if combination.broker else "",
+            folder=str(folder),
+            lease=wishes.lease,
+        )
+        found = Field(combination, instances, setting, wishes, seed)
+        async with found.at_work():
+            yield found
+    await asyncio.to_thread(shutil.rmtree, folder)
