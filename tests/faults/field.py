@@ -58,7 +58,7 @@ class Wishes:
 
     relays: int = 3
     consumers: int = 2
-    rate: float = 200.0
+    rate: float = 100.0
     lease: float = 2.0
     crashes: float = 0.0
     """The share of a relay's starts that end at a crash point."""
@@ -79,12 +79,14 @@ class Field:
         self.allowed = 0
         """How many duplicates the faults so far explain."""
         self.drained = 0.0
+        self.keep = False
+        """Whether the logs of the processes stay, for whoever looks for a violation's cause."""
         self.setting = setting
         self.broker: Broker = broker_of(setting)
         self.chance = random.Random(seed)
         self._instances = instances
         self._wishes = wishes
-        self._engine: AsyncEngine = create_async_engine(setting.database)
+        self._engine: AsyncEngine = create_async_engine(setting.database, poolclass=sa.NullPool)
         self._database_proxies: list[Proxy] = []
         self._broker_proxies: list[Proxy] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -145,7 +147,7 @@ class Field:
         """Let some starts of a relay end at a crash point."""
         if self.chance.random() >= self._wishes.crashes:
             return setting
-        return setting.but(crash=f"{self.chance.choice(POINTS)}:{self.chance.randint(1, 30)}")
+        return setting.but(crash=f"{self.chance.choice(POINTS)}:{self.chance.randint(1, 10)}")
 
     def _crashed(self, setting: Setting) -> None:
         self.crashes[setting.crash.partition(":")[0] or "?"] += 1
@@ -154,6 +156,13 @@ class Field:
     async def _end(self, processes: Sequence[Process]) -> None:
         await asyncio.gather(*(process.end() for process in processes))
         self._violations += [f"a {process.role} did not end when told to" for process in processes if process.late]
+
+    async def until_busy(self) -> None:
+        """Wait until something has been committed and has taken effect: all is up."""
+        end = monotonic() + TIME_TO_DRAIN
+        while not await self._count(EFFECT):
+            assert monotonic() < end, f"nothing takes effect; see {self.setting.folder}"
+            await asyncio.sleep(0.1)
 
     # Faults of processes
 
@@ -220,6 +229,10 @@ class Field:
                 await self.broker.accept()
 
     # The clock
+
+    @property
+    def has_clock(self) -> bool:
+        return self._wishes.clocks
 
     def _clock(self) -> dict[str, str]:
         self._put_clock("+0")
@@ -322,4 +335,7 @@ async def field(name: str, instances: Instances, *, wishes: Wishes = Wishes(), s
         found = Field(combination, instances, setting, wishes, seed)
         async with found.at_work():
             yield found
-    await asyncio.to_thread(shutil.rmtree, folder)
+    if found.keep:
+        print(f"  logs: {folder}")
+    else:
+        await asyncio.to_thread(shutil.rmtree, folder)
