@@ -82,6 +82,7 @@ class Report:
     crashes: Counter[str]
     allowed: int
     drained: float
+    consumed: float
     findings: Findings
 
 
@@ -107,8 +108,7 @@ async def conduct(
         lasted = monotonic() - began
         await found.drain()
         findings = await found.findings()
-        found.keep = bool(findings.violations)
-        return Report(name, seed, lasted, found.counts, found.crashes, found.allowed, found.drained, findings)
+        return Report(name, seed, lasted, found.counts, found.crashes, found.allowed, found.drained, found.consumed, findings)
 
 
 def _kinds(found: Field) -> list[Sequence[Fault]]:
@@ -148,6 +148,7 @@ def table(reports: Sequence[Report]) -> str:
         ("crash points hit", *(report.crashes.total() for report in reports)),
         *((f"  {point}", *(report.crashes[point] for report in reports)) for point in _points(reports)),
         ("seconds to drain", *(f"{report.drained:.1f}" for report in reports)),
+        ("  to take effect", *(f"{report.consumed:.1f}" for report in reports)),
         ("violations", *(len(report.findings.violations) for report in reports)),
     ]
     return "\n".join(_line([str(cell) for cell in cells]) for cells in lines)

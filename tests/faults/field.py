@@ -14,6 +14,7 @@ from time import monotonic
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
+from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cqrs.outbox.rows import Counts
@@ -78,7 +79,8 @@ class Field:
         self.crashes: Counter[str] = Counter()
         self.allowed = 0
         """How many duplicates the faults so far explain."""
-        self.drained = 0.0
+        self.drained = self.consumed = 0.0
+        """Seconds from the load's end until everything was delivered, and until it had taken effect."""
         self.keep = False
         """Whether the logs of the processes stay, for whoever looks for a violation's cause."""
         self.setting = setting
@@ -271,8 +273,9 @@ class Field:
         await self._end([self.load])
         began = monotonic()
         await self._until_empty()
-        await self._until_effective()
         self.drained = monotonic() - began
+        await self._until_effective()
+        self.consumed = monotonic() - began
 
     async def _until_empty(self) -> None:
         async with make(self.setting, relay=False, broker=Nowhere() if self.setting.broker else None) as desk:
@@ -296,14 +299,16 @@ class Field:
 
     async def findings(self) -> Findings:
         """Compare what was committed, delivered and done."""
-        found = check(
-            await self._marks(HISTORY, HISTORY.c.number),
-            await self.broker.delivered(),
-            await self._marks(EFFECT, EFFECT.c.id),
-            most_duplicates=self.allowed,
-            ordered_effects=not self.setting.broker,
-        )
+        committed = await self._marks(HISTORY, HISTORY.c.number)
+        delivered = await self.broker.delivered()
+        effects = await self._marks(EFFECT, EFFECT.c.id)
+        ordered = not self.setting.broker
+        found = check(committed, delivered, effects, most_duplicates=self.allowed, ordered_effects=ordered)
         found.violations.extend(self._violations)
+        if found.violations:
+            self.keep = True
+            history = {"committed": committed, "delivered": delivered, "effects": effects}
+            (Path(self.setting.folder) / "history.json").write_bytes(to_json(history))
         return found
 
     async def _marks(self, table: sa.Table, order: sa.Column) -> list[Mark]:
