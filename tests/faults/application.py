@@ -7,6 +7,7 @@ written in the transactions that they tell about.
 import os
 import random
 import sys
+import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -113,6 +114,7 @@ HISTORY = sa.Table(
     sa.Column("token", sa.String(32), primary_key=True),
     sa.Column("name", sa.String(20), nullable=False),
     sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
 )
 EFFECT = sa.Table(
     "faults_effect",
@@ -161,7 +163,9 @@ def _registry(setting: Setting) -> cqrs.Registry:
         return (await session.execute(found if dialect == "sqlite" else found.with_for_update())).scalar_one()
 
     async def _note(session: AsyncSession, context: cqrs.Context, mark: Mark) -> None:
-        await session.execute(HISTORY.insert().values(token=mark.token, name=mark.key, number=mark.number))
+        await session.execute(
+            HISTORY.insert().values(token=mark.token, name=mark.key, number=mark.number, at=time.time())
+        )
         topic = setting.topic(NARROW if mark.key.startswith("n") else WIDE)
         context.emit(Marked(topic=topic, key=mark.key or None, payload=mark))
 

@@ -17,7 +17,7 @@ from tests.faults.checker import Mark
 
 PARTITIONS = 4
 QUIET = 2.0
-"""Seconds without a message after which a stream is at its end."""
+"""Seconds without a message after which a log is at its end."""
 
 
 class Broker(Protocol):
@@ -115,7 +115,10 @@ class OnKafka:
 
 
 class OnRabbitMQ:
-    """Behind the topic's exchange a second one, from which a queue for the application and a stream for us have copies.
+    """Behind the topic's exchange a second one, from which a queue for the application and one for us have copies.
+
+    Ours is a log that is read in the end only. It is no stream: after RabbitMQ 3.10 has started again, it confirms what
+    it did not write to a stream whose leader is not up yet (seen: 271 of 3,237, all of them in the queue beside it).
 
     The narrow topic refuses by what the first exchange leads to: nowhere, or into a queue that is full. That is one
     binding, so a message has either all its copies or none.
@@ -136,9 +139,9 @@ class OnRabbitMQ:
                 own = queue(self._setting, name)
                 await channel.exchange_declare(topic, exchange_type="topic", durable=True)
                 await channel.exchange_declare(f"{topic}.out", exchange_type="fanout", durable=True)
-                arguments = {"x-queue-type": "quorum", "x-single-active-consumer": True}
-                await channel.queue_declare(own, durable=True, arguments=arguments)
-                await channel.queue_declare(f"{topic}.log", durable=True, arguments={"x-queue-type": "stream"})
+                quorum = {"x-queue-type": "quorum"}
+                await channel.queue_declare(own, durable=True, arguments=quorum | {"x-single-active-consumer": True})
+                await channel.queue_declare(f"{topic}.log", durable=True, arguments=quorum)
                 for target in (own, f"{topic}.log"):
                     await channel.queue_bind(target, f"{topic}.out")
                 await channel.exchange_bind(destination=f"{topic}.out", source=topic, routing_key="#")
@@ -161,12 +164,11 @@ class OnRabbitMQ:
         return [mark for topic in self._names for mark in await self._logged(f"{topic}.log")]
 
     async def _logged(self, log: str) -> list[Mark]:
-        """Read a stream from its first message on; reading takes nothing away."""
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         found: list[Mark] = []
         async with self._channel() as channel:
             await channel.basic_qos(prefetch_count=1000)
-            await channel.basic_consume(log, arrived.put, arguments={"x-stream-offset": "first"})
+            await channel.basic_consume(log, arrived.put)
             with contextlib.suppress(TimeoutError):
                 while True:
                     async with asyncio.timeout(QUIET):

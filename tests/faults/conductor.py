@@ -108,7 +108,9 @@ async def conduct(
         lasted = monotonic() - began
         await found.drain()
         findings = await found.findings()
-        return Report(name, seed, lasted, found.counts, found.crashes, found.allowed, found.drained, found.consumed, findings)
+        return Report(
+            name, seed, lasted, found.counts, found.crashes, found.allowed, found.drained, found.consumed, findings
+        )
 
 
 def _kinds(found: Field) -> list[Sequence[Fault]]:

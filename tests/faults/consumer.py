@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+from collections.abc import Iterable
 from typing import Any
 
 import aiormq
@@ -19,9 +20,22 @@ from tests.faults.brokers import PARTITIONS, queue
 log = logging.getLogger("faults.consumer")
 
 
-async def take(app: cqrs.Mediator, body: bytes) -> None:
+async def take_all(app: cqrs.Mediator, bodies: Iterable[bytes]) -> None:
+    """Hand messages over, keys side by side and in order within a key."""
+    by_key: dict[str, list[Marked]] = {}
+    for body in bodies:
+        event = Marked.model_validate_json(body)
+        by_key.setdefault(event.key or event.payload.token, []).append(event)
+
+    async def take_key(events: Iterable[Marked]) -> None:
+        for event in events:
+            await take(app, event)
+
+    await asyncio.gather(*map(take_key, by_key.values()))
+
+
+async def take(app: cqrs.Mediator, event: Marked) -> None:
     """Hand a message over until it has been taken: consumers do not skip."""
-    event = Marked.model_validate_json(body)
     while True:
         try:
             async with asyncio.timeout(10):
@@ -46,9 +60,8 @@ async def from_kafka(app: cqrs.Mediator, setting: Setting) -> None:
         ]
         consumer.assign(places[setting.number :: setting.of])
         while True:
-            for records in (await consumer.getmany(timeout_ms=200, max_records=50)).values():
-                for record in records:
-                    await take(app, record.value)
+            found = await consumer.getmany(timeout_ms=200, max_records=50)
+            await take_all(app, [record.value for records in found.values() for record in records])
             await consumer.commit()
     finally:
         await consumer.stop()
@@ -63,9 +76,10 @@ async def from_rabbitmq(app: cqrs.Mediator, setting: Setting) -> None:
         for name in (WIDE, NARROW):
             await channel.basic_consume(queue(setting, name), arrived.put)
         while True:
-            message = await _next(arrived, connection)
-            await take(app, message.body)
-            await channel.basic_ack(message.delivery_tag)
+            messages = [await _next(arrived, connection)]
+            messages += [arrived.get_nowait() for _ in range(arrived.qsize())]
+            await take_all(app, [message.body for message in messages])
+            await channel.basic_ack(messages[-1].delivery_tag, multiple=True)
 
 
 async def _next(arrived: asyncio.Queue[Any], connection: Any) -> Any:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
@@ -59,7 +59,7 @@ class Wishes:
 
     relays: int = 3
     consumers: int = 2
-    rate: float = 100.0
+    rate: float = 80.0
     lease: float = 2.0
     crashes: float = 0.0
     """The share of a relay's starts that end at a crash point."""
@@ -152,8 +152,9 @@ class Field:
         return setting.but(crash=f"{self.chance.choice(POINTS)}:{self.chance.randint(1, 10)}")
 
     def _crashed(self, setting: Setting) -> None:
-        self.crashes[setting.crash.partition(":")[0] or "?"] += 1
-        self.allowed += COPIES
+        point = setting.crash.partition(":")[0] or "unknown"
+        self.crashes[point] += 1
+        self._happens("crashes", f"relay {setting.number}: {point}")
 
     async def _end(self, processes: Sequence[Process]) -> None:
         await asyncio.gather(*(process.end() for process in processes))
@@ -168,50 +169,49 @@ class Field:
 
     # Faults of processes
 
+    def _happens(self, fault: str, what: str, relays: int = 1) -> None:
+        """Count a fault, and write down when it began."""
+        self.counts[fault] += 1
+        self.allowed += COPIES * relays
+        with (Path(self.setting.folder) / "faults.log").open("a") as log:
+            log.write(f"{time():.3f} {fault}: {what}\n")
+
     def kill(self, process: Process) -> None:
-        self.counts["kills"] += 1
-        self.allowed += COPIES
+        self._happens("kills", process.name)
         process.kill()
 
     async def freeze(self, process: Process, seconds: float) -> None:
         """Stop a process, and let it go on, past its lease or before."""
-        self.counts["stops"] += 1
-        self.allowed += COPIES
+        self._happens("stops", f"{process.name} for {seconds} s")
         process.stop()
         await asyncio.sleep(seconds)
         process.go_on()
 
     async def terminate(self, process: Process) -> None:
         """End a process as a deployment does."""
-        self.counts["terminations"] += 1
+        self._happens("terminations", process.name, relays=0)
         await process.terminate()
 
     # Faults of servers and networks
 
     async def restart(self, server: str) -> None:
         async with self._served:
-            self._count_server("restarts", server)
+            self._happens("restarts", server, len(self.relays))
             await self._instances.restart(server)
 
     async def kill_server(self, server: str) -> None:
         async with self._served:
-            self._count_server("server kills", server)
+            self._happens("server kills", server, len(self.relays))
             await self._instances.kill(server)
 
-    def _count_server(self, fault: str, server: str) -> None:
-        self.counts[fault] += 1
-        self.allowed += COPIES * len(self.relays)
-
     async def cut(self, proxy: Proxy, seconds: float) -> None:
-        self.counts["cuts"] += 1
-        self.allowed += COPIES
+        self._happens("cuts", f"port {proxy.target} for {seconds} s")
         proxy.cut()
         await asyncio.sleep(seconds)
         proxy.resume()
 
     async def stall(self, proxy: Proxy, seconds: float) -> None:
-        self.counts["stalls"] += 1
-        self.allowed += COPIES
+        self._happens("stalls", f"port {proxy.target} for {seconds} s")
         proxy.stall()
         await asyncio.sleep(seconds)
         proxy.resume()
@@ -223,7 +223,7 @@ class Field:
     async def refuse(self, how: str, seconds: float) -> None:
         """Let the narrow topic refuse for a while; then a person replays what is dead of it."""
         async with self._served:
-            self.counts["refusals"] += 1
+            self._happens("refusals", f"{how} for {seconds:.1f} s", relays=0)
             await self.broker.refuse(how)
             try:
                 await asyncio.sleep(seconds)
@@ -254,7 +254,7 @@ class Field:
 
     async def jump(self, seconds: int) -> None:
         """Put the first relay's clock forward or back."""
-        self.counts["clock jumps"] += 1
+        self._happens("clock jumps", f"{seconds:+d} s", relays=0)
         await asyncio.to_thread(self._put_clock, f"{seconds:+d}")
 
     # The end
@@ -307,9 +307,15 @@ class Field:
         found.violations.extend(self._violations)
         if found.violations:
             self.keep = True
-            history = {"committed": committed, "delivered": delivered, "effects": effects}
+            when = await self._times()
+            history = {"when": when, "committed": committed, "delivered": delivered, "effects": effects}
             (Path(self.setting.folder) / "history.json").write_bytes(to_json(history))
         return found
+
+    async def _times(self) -> dict[str, float]:
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(sa.select(HISTORY.c.token, HISTORY.c.at))
+            return dict(map(tuple, rows))
 
     async def _marks(self, table: sa.Table, order: sa.Column) -> list[Mark]:
         async with self._engine.connect() as connection:

@@ -40,13 +40,14 @@ class Process:
         self._environment = environment
         self._ended = ended
         self._process: asyncio.subprocess.Process | None = None
+        self._setting: Setting | None = None
         self._killed = False
         self._ending = False
 
     async def keep(self) -> None:
         """Start it, and start it again."""
         while not self._ending:
-            setting = self._make()
+            setting = self._setting = self._make()
             with self._log.open("ab") as log:
                 process = self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
@@ -65,6 +66,10 @@ class Process:
             if await process.wait() == -signal.SIGKILL and not self._killed:
                 self._ended(setting)
             await asyncio.sleep(PAUSE)
+
+    @property
+    def name(self) -> str:
+        return f"{self.role} {self._setting.number}" if self._setting else self.role
 
     @property
     def pid(self) -> int:
