@@ -1,11 +1,11 @@
 """The conductor: draws faults by lot from a seed until the time is over, and says what became of it."""
 
 import asyncio
-import contextlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 
 from tests.faults.checker import Findings
@@ -87,22 +87,27 @@ class Report:
 
 
 async def conduct(
-    name: str, instances: Instances, *, seconds: float, seed: int, wishes: Wishes | None = None, pause: float = 1.0
+    name: str,
+    instances: Instances,
+    *,
+    seconds: float | None,
+    seed: int,
+    wishes: Wishes | None = None,
+    pause: float = 1.0,
 ) -> Report:
     """Ill-treat a combination for so long, mend it, let it drain, and check its history.
 
     Processes, networks and servers have troubles of their own, so that faults overlap; `pause` is the mean between two
-    of one kind.
+    of one kind. Without `seconds` each fault happens once.
     """
     wishes = wishes or Wishes(crashes=0.4, clocks=bool(COMBINATIONS[name].database) and FAKETIME.exists())
     async with field(name, instances, wishes=wishes, seed=seed) as found:
-        began = monotonic()
         await found.until_busy()
-        kinds = _kinds(found)
+        began = monotonic()
         await asyncio.gather(
             *(
-                _trouble(found, kind, random.Random(f"{seed} {number}"), seconds, pause)
-                for number, kind in enumerate(kinds)
+                _trouble(found, faults, random.Random(f"{seed} {number}"), seconds, pause)
+                for number, faults in enumerate(_kinds(found))
             )
         )
         lasted = monotonic() - began
@@ -114,22 +119,24 @@ async def conduct(
 
 
 def _kinds(found: Field) -> list[Sequence[Fault]]:
+    """Return the faults that can happen here, a fault as often as it is likely."""
     processes = [*TO_PROCESSES, *([jump] if found.has_clock else [])]
     if not found.combination.servers:
         return [processes, [refuse]]
     return [processes, TO_NETWORKS, TO_SERVERS]
 
 
-async def _trouble(found: Field, faults: Sequence[Fault], chance: random.Random, seconds: float, pause: float) -> None:
-    """Let one fault after the other happen; none begins that has no time to end."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds) as limit:
-            while True:
-                await asyncio.sleep(chance.uniform(0.2, 1.8) * pause)
-                before = limit.when()
-                limit.reschedule(None)
-                await chance.choice(faults)(found, chance)
-                limit.reschedule(before)
+async def _trouble(
+    found: Field, faults: Sequence[Fault], chance: random.Random, seconds: float | None, pause: float
+) -> None:
+    """Let one fault after the other happen; one that has begun is brought to its end."""
+    end = inf if seconds is None else monotonic() + seconds
+    wished = iter(dict.fromkeys(faults)) if seconds is None else iter(lambda: chance.choice(faults), None)
+    for fault in wished:
+        await asyncio.sleep(chance.uniform(0.2, 1.8) * pause)
+        if monotonic() > end:
+            return
+        await fault(found, chance)
 
 
 def table(reports: Sequence[Report]) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import random
 import shutil
 import tempfile
@@ -167,7 +168,21 @@ class Field:
             assert monotonic() < end, f"nothing takes effect; see {self.setting.folder}"
             await asyncio.sleep(0.1)
 
+    async def until_all_of_now_took_effect(self) -> float:
+        """Wait until all that is committed now has taken effect; returns the seconds that it took."""
+        began = monotonic()
+        waiting = {mark.token for mark in await self._marks(HISTORY, HISTORY.c.number)}
+        while waiting:
+            assert monotonic() < began + TIME_TO_DRAIN, f"{len(waiting)} do not take effect; see {self.setting.folder}"
+            await asyncio.sleep(0.05)
+            waiting -= {mark.token for mark in await self._marks(EFFECT, EFFECT.c.id)}
+        return monotonic() - began
+
     # Faults of processes
+
+    def allow(self, relays: int) -> None:
+        """Let the checker know of something that a test does to relays by itself."""
+        self.allowed += COPIES * relays
 
     def _happens(self, fault: str, what: str, relays: int = 1) -> None:
         """Count a fault, and write down when it began."""
@@ -259,14 +274,14 @@ class Field:
 
     # The end
 
-    async def drain(self) -> None:
+    async def drain(self, patience: float = TIME_TO_DRAIN) -> None:
         """Mend everything, and let the one relay that has lived longest deliver what is left, alone."""
         for proxy in self.proxies:
             proxy.resume()
         for process in self.processes:
             process.go_on()
         self._wishes = Wishes(relays=self._wishes.relays)
-        oldest = min(self.relays, key=lambda relay: relay.began)
+        oldest = min((relay for relay in self.relays if not relay.retired), key=lambda relay: relay.began)
         others = [relay for relay in self.relays if relay is not oldest]
         await self._end(others)
         await asyncio.sleep(1.0)
@@ -274,7 +289,7 @@ class Field:
         began = monotonic()
         await self._until_empty()
         self.drained = monotonic() - began
-        await self._until_effective()
+        await self._until_effective(patience)
         self.consumed = monotonic() - began
 
     async def _until_empty(self) -> None:
@@ -287,9 +302,9 @@ class Field:
                 self.counts["replays"] += await desk.outbox.replay()
                 await asyncio.sleep(0.1)
 
-    async def _until_effective(self) -> None:
+    async def _until_effective(self, patience: float) -> None:
         """Wait until consumers have caught up; what is missing after that is found by the checker."""
-        end = monotonic() + TIME_TO_DRAIN
+        end = monotonic() + patience
         while await self._count(EFFECT) < await self._count(HISTORY) and monotonic() < end:
             await asyncio.sleep(0.2)
 
@@ -305,7 +320,7 @@ class Field:
         ordered = not self.setting.broker
         found = check(committed, delivered, effects, most_duplicates=self.allowed, ordered_effects=ordered)
         found.violations.extend(self._violations)
-        if found.violations:
+        if found.violations or os.environ.get("FAULTS_KEEP"):
             self.keep = True
             when = await self._times()
             history = {"when": when, "committed": committed, "delivered": delivered, "effects": effects}
@@ -346,7 +361,7 @@ async def field(name: str, instances: Instances, *, wishes: Wishes = Wishes(), s
         found = Field(combination, instances, setting, wishes, seed)
         async with found.at_work():
             yield found
-    if found.keep:
+    if found.keep or os.environ.get("FAULTS_KEEP"):
         print(f"  logs: {folder}")
     else:
         await asyncio.to_thread(shutil.rmtree, folder)

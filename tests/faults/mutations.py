@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import cqrs
-from cqrs.outbox.publisher import Outcome
 from cqrs.codec import Envelope
+from cqrs.outbox.publisher import Outcome
 from cqrs.outbox.storage import Storage
 
 Change = Callable[[Sequence[Envelope]], list[Envelope]]

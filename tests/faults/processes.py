@@ -42,11 +42,12 @@ class Process:
         self._process: asyncio.subprocess.Process | None = None
         self._setting: Setting | None = None
         self._killed = False
-        self._ending = False
+        self.retired = False
+        """Whether it is not started again."""
 
     async def keep(self) -> None:
         """Start it, and start it again."""
-        while not self._ending:
+        while not self.retired:
             setting = self._setting = self._make()
             with self._log.open("ab") as log:
                 process = self._process = await asyncio.create_subprocess_exec(
@@ -99,9 +100,13 @@ class Process:
             self.late = True
             self.kill()
 
+    def retire(self) -> None:
+        """Let its next end be its last."""
+        self.retired = True
+
     async def end(self) -> None:
         """End it for good."""
-        self._ending = True
+        self.retire()
         self.go_on()
         await self.terminate()
 

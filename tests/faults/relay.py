@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 import cqrs
-from cqrs.outbox.publisher import Outcome
 from cqrs.codec import Envelope
+from cqrs.outbox.publisher import Outcome
 from cqrs.outbox.storage import Storage
 from tests.faults.application import BATCH, Setting, make
 from tests.faults.mutations import MUTATIONS

@@ -1,0 +1,43 @@
+"""One of two relays is gone: the other delivers what it held."""
+
+import asyncio
+
+import pytest
+
+from tests.faults.field import Field, Wishes, field
+from tests.faults.instances import Instances
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+"""On a machine that is busy nothing is soon: what is asserted is that it happens, and what is printed how soon."""
+
+COMBINATIONS = ["postgresql+kafka", "postgresql+rabbitmq", "mariadb+kafka"]
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+async def test_a_zombie_is_replaced_within_its_lease_and_does_no_harm_when_it_wakes(name: str, servers: Instances):
+    async with field(name, servers, wishes=Wishes(relays=2)) as found:
+        await found.until_busy()
+        zombie, _ = found.relays
+        zombie.stop()
+        found.allow(relays=1)
+        took = await found.until_all_of_now_took_effect()
+        zombie.go_on()
+        await asyncio.sleep(1.0)
+        await assert_all_is_well(found, f"stopped relay: {took:.1f} s, lease {found.setting.lease:g} s")
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+async def test_a_killed_relay_is_replaced(name: str, servers: Instances):
+    async with field(name, servers, wishes=Wishes(relays=2)) as found:
+        await found.until_busy()
+        found.relays[0].retire()
+        found.kill(found.relays[0])
+        took = await found.until_all_of_now_took_effect()
+        await assert_all_is_well(found, f"killed relay: {took:.1f} s")
+
+
+async def assert_all_is_well(found: Field, told: str) -> None:
+    await found.drain()
+    findings = await found.findings()
+    print(told, findings)  # noqa: T201 - figures for whoever reads them
+    assert findings.violations == []
