@@ -1,15 +1,18 @@
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.instances import Instances, instances
+from tests.faults.instances import VARIABLES, Instances, instances
 from tests.servers import server
 
 
 @pytest.fixture(scope="session")
-async def servers() -> AsyncIterator[Instances]:
+def servers() -> Iterator[Instances]:
     """Servers that may be killed, on machines where those of the other tests are up."""
-    for variable in ("POSTGRES_URL", "MYSQL_URL", "KAFKA_URL", "RABBITMQ_URL"):
+    for variable in VARIABLES.values():
         server(variable)
-    async with instances(("postgres", "mariadb", "kafka", "rabbitmq")) as found:
-        yield found
+    with asyncio.Runner() as runner:
+        started = instances(tuple(VARIABLES))
+        yield runner.run(started.__aenter__())
+        runner.run(started.__aexit__(None, None, None))

@@ -60,7 +60,7 @@ async def instances(names: Sequence[str]) -> AsyncIterator[Instances]:
     given = os.environ.get("FAULTS_SERVICES_HOME")
     home = Path(given or await asyncio.to_thread(tempfile.mkdtemp, prefix="cqrs-faults-services-"))
     if not given:
-        home.chmod(0o755)  # servers run under accounts of their own
+        await asyncio.to_thread(home.chmod, 0o755)  # servers run under accounts of their own
     found = Instances(home)
     try:
         if names:

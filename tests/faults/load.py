@@ -1,4 +1,4 @@
-"""Writers, as a process: commands on several keys at a steady rate until SIGTERM, whatever the database does meanwhile."""
+"""Writers, as a process: commands on several keys at a steady rate until SIGTERM, whatever the database does."""
 
 import asyncio
 import logging
