@@ -1,10 +1,20 @@
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from tests.faults.field import COMBINATIONS
 from tests.faults.instances import VARIABLES, Instances, instances
 from tests.servers import server
+
+
+class Place(NamedTuple):
+    """A combination, and the servers that it needs."""
+
+    name: str
+    servers: Instances
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +26,14 @@ def servers() -> Iterator[Instances]:
         started = instances(tuple(VARIABLES))
         yield runner.run(started.__aenter__())
         runner.run(started.__aexit__(None, None, None))
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.services if combination.servers else [])
+        for name, combination in COMBINATIONS.items()
+    ]
+)
+def place(request: pytest.FixtureRequest) -> Place:
+    needs = COMBINATIONS[request.param].servers
+    return Place(request.param, request.getfixturevalue("servers") if needs else Instances(Path()))
