@@ -1,20 +1,12 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from tests.faults.field import COMBINATIONS
+from tests.faults.field import COMBINATIONS, Place
 from tests.faults.instances import VARIABLES, Instances, instances
 from tests.servers import server
-
-
-class Place(NamedTuple):
-    """A combination, and the servers that it needs."""
-
-    name: str
-    servers: Instances
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, time
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
@@ -52,6 +53,13 @@ COMBINATIONS = {
     "mariadb+kafka": Combination("mariadb", "kafka"),
     "sqlite+local": Combination("", ""),
 }
+
+
+class Place(NamedTuple):
+    """A combination by its name, and servers that it may use."""
+
+    name: str
+    servers: Instances
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

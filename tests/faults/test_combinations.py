@@ -3,7 +3,7 @@
 import pytest
 
 from tests.faults.conductor import conduct, table
-from tests.faults.conftest import Place
+from tests.faults.field import Place
 
 pytestmark = pytest.mark.slow
 

@@ -7,15 +7,15 @@ import asyncio
 
 import pytest
 
-from tests.faults.conftest import Place
-from tests.faults.field import Field, Wishes, field
+from tests.faults.field import Field, Place, Wishes, field
 
 pytestmark = pytest.mark.slow
 
+WITH_SERVERS = [pytest.param(name, marks=pytest.mark.services) for name in ("postgresql+kafka", "mariadb+kafka")]
+
 
 # On SQLite a process that is stopped within a transaction has the one write lock, and keeps it until it goes on.
-@pytest.mark.services
-@pytest.mark.parametrize("place", ["postgresql+kafka", "mariadb+kafka"], indirect=True)
+@pytest.mark.parametrize("place", WITH_SERVERS, indirect=True)
 async def test_a_zombie_is_replaced_and_does_no_harm_when_it_wakes(place: Place):
     async with field(*place, wishes=Wishes(relays=2)) as found:
         await found.until_busy()
@@ -28,14 +28,7 @@ async def test_a_zombie_is_replaced_and_does_no_harm_when_it_wakes(place: Place)
         await assert_all_is_well(found, f"stopped relay: {took:.1f} s, lease {found.setting.lease:g} s")
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        *(pytest.param(name, marks=pytest.mark.services) for name in ("postgresql+kafka", "mariadb+kafka")),
-        "sqlite+local",
-    ],
-    indirect=True,
-)
+@pytest.mark.parametrize("place", [*WITH_SERVERS, "sqlite+local"], indirect=True)
 async def test_a_killed_relay_is_replaced(place: Place):
     async with field(*place, wishes=Wishes(relays=2)) as found:
         await found.until_busy()
