@@ -37,7 +37,7 @@ demo: $(VENV)/.demo ## an order application that loses nothing although its work
 	$(PY) -m examples.shop $(if $(CSV),"$(CSV)",)
 
 test: $(VENV)/.dev ## all tests; those that need servers after `scripts/services up` (ARGS: for pytest)
-	$(WITH_SERVERS) $(PY) -m pytest $(ARGS)
+	$(WITH_SERVERS) $(PY) -m pytest -n logical --dist worksteal $(ARGS)
 
 coverage: $(VENV)/.dev ## the same tests with branch coverage
 	$(WITH_SERVERS) $(PY) -m pytest --cov $(ARGS)
@@ -62,8 +62,8 @@ bench: $(VENV)/.dev ## measure, print a table and write JSON (ARGS: for the benc
 faults: $(VENV)/.dev ## kill, stop, cut and restart for MINUTES, then check that no promise was broken (ARGS: which combinations)
 	$(PY) -m tests.faults --minutes $(MINUTES) $(ARGS)
 
-pythons: ## the unit tests under every supported Python
-	scripts/pythons
+pythons: ## the unit tests under every supported Python; with servers and SQLAlchemy 2.0 the database tests, too
+	eval "$$(scripts/services env)"; scripts/pythons
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) .venvs build dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from cqrs.checks import NO_DATABASE, Found, Wishes, check
+from cqrs.checks import NO_DATABASE, Found, Wishes, check, is_number
 from cqrs.context import Context, transaction_of
 from cqrs.errors import ConfigurationError, Problem
 from cqrs.mediator import Mediator
@@ -63,7 +63,8 @@ def bootstrap(
     `scan` names packages whose modules are imported, and registries; the application has the handlers in them, and
     those of the calling module. Without it, it has all that the registry holds. `container` is a dependency-injector
     container or a mapping from types to factories. `database` is a URL, an `AsyncEngine` or an `async_sessionmaker`.
-    `broker=None` delivers published events to this application's own handlers.
+    `broker=None` delivers published events to this application's own handlers, unless `carrier="log"` leaves them to
+    the database's log, from which Debezium takes them to the broker.
 
     Durations are in seconds: `lease` is how long a relay's claim lasts without a sign of life, `grace` how long
     closing waits for what is in flight, `inbox_retention` how long a redelivery is recognised, `dead_retention` how
@@ -118,6 +119,7 @@ def _compose(wishes: Wishes, found: Found, container: Any, middlewares: Sequence
         Mediator: lambda context: context.app,
     }
     connected = _database(wishes, problems)
+    publisher = _publisher(wishes, problems)
     cures = {"AsyncSession": NO_DATABASE}
     if wishes.database is not None:
         from sqlalchemy.ext.asyncio import AsyncSession
@@ -137,7 +139,7 @@ def _compose(wishes: Wishes, found: Found, container: Any, middlewares: Sequence
         resources=resources,
     )
     if connected is not None:
-        app.storage = _storage(app, wishes, connected)
+        app.storage = _storage(app, wishes, connected, publisher)
     return app
 
 
@@ -213,26 +215,37 @@ def _database(wishes: Wishes, problems: list[Problem]) -> Database | None:
             what, cure = "There is a broker, but no database to save events in", "Give bootstrap a database."
             problems.append(Problem(what, cure))
         return None
-    if isinstance(wishes.broker, str):
-        what = f"The broker '{wishes.broker.partition(':')[0]}:' is not part of this version"
-        problems.append(Problem(what, "Pass an object with open, close and publish (cqrs.Publisher), or None."))
     from cqrs.outbox.database import connect
 
     database = connect(wishes.database, problems, prefix=wishes.prefix, schema=wishes.schema, migrate=wishes.migrate)
     if database is not None and not database.dialect.carries_log:
-        wrong = [name for name, asked in (("carrier='log'", wishes.carrier == "log"), ("listen_url=", wishes.listen_url)) if asked]
+        wrong = [
+            name
+            for name, asked in (("carrier='log'", wishes.carrier == "log"), ("listen_url=", wishes.listen_url))
+            if asked
+        ]
         problems.extend(Problem(f"{name} needs PostgreSQL", "Leave it out.") for name in wrong)
     return database
 
 
-def _storage(app: Mediator, wishes: Wishes, database: Database) -> Storage:
+def _publisher(wishes: Wishes, problems: list[Problem]) -> Publisher | None:
+    if wishes.broker is None:
+        return None
+    from cqrs.brokers.urls import connect, from_object
+    from cqrs.outbox.relay import Pace
+
+    find = connect if isinstance(wishes.broker, str) else from_object
+    pace = Pace(lease=wishes.lease) if is_number(wishes.lease, 0.001) else Pace()
+    return find(wishes.broker, problems, slots=wishes.slots, timeout=pace.deadline)
+
+
+def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publisher | None) -> Storage:
     from cqrs.brokers.local import Local
     from cqrs.codec import BROKER
     from cqrs.outbox.relay import Pace
     from cqrs.outbox.storage import Keeping, Storage
     from cqrs.outbox.store import Store
 
-    publisher = cast("Publisher | None", wishes.broker)
     store = Store(
         database.dialect,
         database.writers,
@@ -244,7 +257,7 @@ def _storage(app: Mediator, wishes: Wishes, database: Database) -> Storage:
         logged=wishes.carrier == "log",
     )
     pace = Pace(lease=wishes.lease, grace=wishes.grace, **database.dialect.pace)
-    deliveries = _deliveries(app.plans, publishes=publisher is not None)
+    deliveries = _deliveries(app.plans, publishes=wishes.publishes)
     handlers = {name: handler for (name, _), (handler, _) in deliveries.items()}
     local = Local(
         app,
@@ -264,7 +277,7 @@ def _storage(app: Mediator, wishes: Wishes, database: Database) -> Storage:
         handlers=list(handlers),
         end=_ending(handlers, wishes),
         skipping=[name for name, handler in handlers.items() if (handler.on_dead or wishes.on_dead) == "skip"],
-        publishes=publisher is not None,
+        publishes=wishes.publishes,
         relays=wishes.relay,
         pace=pace,
         keeping=Keeping(inbox=wishes.inbox_retention, dead=wishes.dead_retention),

@@ -43,6 +43,11 @@ class Wishes:
     inbox_retention: float
     dead_retention: float | None
 
+    @property
+    def publishes(self) -> bool:
+        """Whether published events are saved for a broker, whether a relay or the log carries them there."""
+        return self.broker is not None or self.carrier == "log"
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -86,33 +91,28 @@ def _check_wishes(wishes: Wishes, problems: list[Problem]) -> None:
     above_zero, from_zero = "seconds above 0", "seconds from 0"
     refused = {
         "name": (not _is_text(wishes.name), "a text that is not empty"),
-        "slots": (not _is_number(wishes.slots, 1, SLOT_LIMIT), f"a number from 1 to {SLOT_LIMIT}"),
+        "slots": (not is_number(wishes.slots, 1, SLOT_LIMIT), f"a number from 1 to {SLOT_LIMIT}"),
         "on_dead": (wishes.on_dead not in ("block", "skip"), "'block' or 'skip'"),
         "ordering": (wishes.ordering not in ("commit", "strict"), "'commit' or 'strict'"),
         "carrier": (wishes.carrier not in ("relay", "log"), "'relay' or 'log'"),
         "prefix": (not str(wishes.prefix).isidentifier(), "letters, digits and underscores, as in 'cqrs_'"),
         "retry": (not _are_policies(wishes.retry), "a cqrs.Retry, or a mapping from exception types to them"),
-        "lease": (not _is_number(wishes.lease, 0.001), above_zero),
-        "grace": (not _is_number(wishes.grace, 0), from_zero),
-        "inbox_retention": (not _is_number(wishes.inbox_retention, 0.001), above_zero),
-        "dead_retention": (wishes.dead_retention is not None and not _is_number(wishes.dead_retention, 0), from_zero),
+        "lease": (not is_number(wishes.lease, 0.001), above_zero),
+        "grace": (not is_number(wishes.grace, 0), from_zero),
+        "inbox_retention": (not is_number(wishes.inbox_retention, 0.001), above_zero),
+        "dead_retention": (wishes.dead_retention is not None and not is_number(wishes.dead_retention, 0), from_zero),
     }
     for name, (wrong, wanted) in refused.items():
         if wrong:
             problems.append(Problem(f"{name}={getattr(wishes, name)!r} cannot be", f"Pass {wanted}."))
-    broker = wishes.broker
-    if broker is not None and not isinstance(broker, str):
-        missing = [name for name in ("open", "close", "publish") if not callable(getattr(broker, name, None))]
-        if missing:
-            what = f"The broker {type(broker).__qualname__} has no {', '.join(missing)}"
-            problems.append(Problem(what, "Pass an object with open, close and publish (cqrs.Publisher), or None."))
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _is_number(value: Any, least: float, most: float = float("inf")) -> bool:
+def is_number(value: Any, least: float, most: float = float("inf")) -> bool:
+    """Whether a wish is a number within bounds."""
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
@@ -136,7 +136,7 @@ def _check_destination(
     )
     if wishes.database is None:
         problems.append(Problem(f"{what}, but there is no database to save it in", NO_DATABASE, where))
-    if wishes.broker is None and publication.event not in plans:
+    if not wishes.publishes and publication.event not in plans:
         cure = "Give bootstrap a broker, or decorate a handler of it."
         problems.append(Problem(f"{what}, but there is neither a broker nor a handler of it", cure, where))
 

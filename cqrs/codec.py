@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import pydantic
@@ -15,7 +14,7 @@ from pydantic_core import PydanticSerializationError
 from cqrs.errors import DecodingError, EncodingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cqrs.context import Trace
 
@@ -24,10 +23,11 @@ HANDLER_LIMIT = 191
 """How many characters of a handler's name, or of a key, fit into the tables."""
 BROKER = "broker"
 """The destination of rows that go to the message broker; every other destination is a handler's name."""
+FOLDED = "headers"
+"""The header in which Debezium sends the column of that name: all headers that have no column of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """An encoded event on its way to one destination.
 
     `headers` are those that are saved with it; `wire_headers` adds the CloudEvents attributes that have columns of
@@ -61,7 +61,7 @@ def saved_headers(trace: Trace, source: str) -> dict[str, str]:
     headers = {
         "ce_specversion": "1.0",
         "ce_source": source,
-        "ce_time": datetime.now(UTC).isoformat(),
+        "ce_time": _timestamp(),
         "content-type": "application/json",
         "correlation_id": trace.correlation_id,
         **trace.headers,
@@ -69,6 +69,11 @@ def saved_headers(trace: Trace, source: str) -> dict[str, str]:
     if trace.causation_id is not None:
         headers["causation_id"] = trace.causation_id
     return headers
+
+
+def _timestamp() -> str:
+    """Return the time as Debezium writes a timestamp with time zone, so that `ce_time` is the same from both."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def key_text(value: object, event: str) -> str | None:
@@ -158,6 +163,22 @@ class Codec:
         return None
 
 
+def received_headers(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
+    """Return a received message's headers as `Envelope.wire_headers` had them, whichever way the message came.
+
+    Debezium sends what has no column of its own in one header, `headers`, as JSON. That is unfolded, and comes before
+    headers of the same name: it is what the application saved. A header of that name that somebody else gave another
+    meaning stays as it is. Of headers that come several times the last one counts.
+    """
+    found = {name: value.decode(errors="replace") for name, value in headers if value is not None}
+    try:
+        saved = headers_of(found.get(FOLDED, ""))
+    except DecodingError:
+        return found
+    del found[FOLDED]
+    return found | saved
+
+
 def headers_text(headers: Mapping[str, str]) -> str:
     """Return headers as the outbox saves them."""
     return json.dumps(headers, separators=(",", ":"), ensure_ascii=False)
@@ -190,5 +211,5 @@ def headers_of(text: str) -> dict[str, str]:
     try:
         headers = json.loads(text)
         return {str(name): str(value) for name, value in headers.items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DecodingError(f"The saved headers are not a JSON object of text: {error}") from None

@@ -102,7 +102,10 @@ class _Producer:
 
     async def answers(self) -> bool:
         """Whether the cluster tells what its topics are."""
-        return bool(await self.aiokafka.client.force_metadata_update())
+        try:
+            return bool(await self.aiokafka.client.force_metadata_update())
+        except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+            return False
 
     async def end(self) -> None:
         """Send nothing more, wait for what a broker has already, and disconnect.
@@ -148,16 +151,20 @@ class Kafka:
         self._servers = servers
         self._timeout = timeout
         self._limit = max_message_bytes
-        self._options = connection | {
-            "bootstrap_servers": [server.strip() for server in servers.split(",")],
-            "client_id": client_id,
-            "acks": "all",
-            "enable_idempotence": True,
-            "compression_type": compression,
-            "max_batch_size": max_message_bytes,
-            "request_timeout_ms": int(timeout * 1000),
-            "metadata_max_age_ms": 60_000,
-        }
+        self._options = (
+            {"retry_backoff_ms": 250}
+            | connection
+            | {
+                "bootstrap_servers": [server.strip() for server in servers.split(",")],
+                "client_id": client_id,
+                "acks": "all",
+                "enable_idempotence": True,
+                "compression_type": compression,
+                "max_batch_size": max_message_bytes,
+                "request_timeout_ms": int(timeout * 1000),
+                "metadata_max_age_ms": 60_000,
+            }
+        )
         self._producer: _Producer | None = None
         self._starting = asyncio.Lock()
         self._ending: set[asyncio.Task[None]] = set()
@@ -373,9 +380,9 @@ def _refused(envelope: Envelope, size: int, error: BaseException) -> Failed:
 def unavailable(topic: str, error: BaseException) -> Unavailable:
     """Return the outcome of an error that no message is to blame for."""
     if isinstance(error, kafka.TopicAuthorizationFailedError):
-        text = f"Kafka lets this application not write to topic '{topic}'. Allow its user WRITE and DESCRIBE on it."
+        text = f"Kafka does not let this application write to topic '{topic}'. Allow its user WRITE and DESCRIBE on it."
         return Unavailable(caused(text, error))
     if isinstance(error, kafka.ClusterAuthorizationFailedError):
-        text = "Kafka lets this application not write idempotently. Allow its user IDEMPOTENT_WRITE on the cluster."
+        text = "Kafka does not let this application write idempotently. Allow its user IDEMPOTENT_WRITE on the cluster."
         return Unavailable(caused(text, error), everything=True)
     return Unavailable(caused(f"Kafka took nothing of topic '{topic}': {text_of(error)}", error))

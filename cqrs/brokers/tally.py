@@ -48,6 +48,8 @@ class Tally:
         """End the first of each lane with this outcome, and the rest as not sent."""
         seen = set()
         for index in indexes:
+            if self.is_held(index):
+                continue
             lane = self.envelopes[index].lane
             self.settle((index,), Fate.NOT_SENT if lane in seen else outcome)
             seen.add(lane)

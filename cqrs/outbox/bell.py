@@ -1,7 +1,7 @@
-"""How relays of other processes are told of rows: PostgreSQL's NOTIFY, after the commit and over a connection of its own.
+"""How relays of other processes are told of rows: NOTIFY, after the commit and over a connection of its own.
 
-Inside the user's transaction it would take a lock of the whole cluster at every COMMIT. Polling is the truth underneath:
-a notification that is lost costs delay only.
+Inside the user's transaction it would take a lock of the whole cluster at every COMMIT. Polling is the truth
+underneath: a notification that is lost costs delay only.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Bell:
         self._listen_url = listen_url
         self._own = uuid4().hex
         self._rung = asyncio.Event()
+        self._silent = asyncio.Event()
+        self._silent.set()
         self._heard_own = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -53,16 +55,14 @@ class Bell:
 
     async def __aexit__(self, *_: object) -> None:
         """Let a ring that is due go out, and stop."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
-                while self._rung.is_set() and not self._tasks[0].done():
-                    await asyncio.sleep(0.001)
+        await _within(PATIENCE, self._silent.wait())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def ring(self) -> None:
         """Tell others that rows were committed. Sticky: a call while a ring is on its way makes for one more."""
+        self._silent.clear()
         self._rung.set()
 
     async def _lasting(self, work: Callable[[], Any]) -> None:
@@ -83,8 +83,14 @@ class Bell:
             while True:
                 await self._rung.wait()
                 # Without parameters: a statement that is not prepared passes every pooler.
-                await driver.execute(f"NOTIFY {self._channel}, '{self._own}'")
                 self._rung.clear()
+                try:
+                    await driver.execute(f"NOTIFY {self._channel}, '{self._own}'")
+                except BaseException:
+                    self._rung.set()
+                    raise
+                if not self._rung.is_set():
+                    self._silent.set()
 
     async def _listen(self) -> None:
         """Hear others until the connection is lost; returns only when nothing can be heard."""
@@ -100,7 +106,7 @@ class Bell:
                 else:
                     log.warning(
                         "LISTEN hears nothing on this connection, as behind a pooler in transaction mode: the relay "
-                        "polls instead. Pass listen_url= to bootstrap, a direct way to the database, to be woken at once."
+                        "polls instead. Pass listen_url= to bootstrap, a direct way to the database, to be woken."
                     )
             finally:
                 hearing.cancel()
@@ -126,7 +132,7 @@ async def _driver(engine: AsyncEngine) -> AsyncGenerator[Any]:
     """Open a connection in autocommit for the bell alone; it does not go back to the pool."""
     connection = await engine.connect()
     try:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
         yield (await connection.get_raw_connection()).driver_connection
     finally:
         with suppress(Exception):
@@ -135,9 +141,11 @@ async def _driver(engine: AsyncEngine) -> AsyncGenerator[Any]:
 
 
 async def _hear_asyncpg(driver: Any, channel: str, told: Callable[[str], None]) -> None:
+    lost = asyncio.Event()
+    driver.add_termination_listener(lambda _: lost.set())
     await driver.add_listener(channel, lambda _connection, _pid, _channel, payload: told(payload))
-    while True:
-        await asyncio.sleep(ALIVE)
+    while not lost.is_set():
+        await _within(ALIVE, lost.wait())
         await _look_alive(driver)
 
 

@@ -1,4 +1,4 @@
-"""Circuits: topics, or whole destinations, that are out of reach are left alone for a while, then tried with one row."""
+"""Topics, or whole destinations, that are out of reach: left alone for a while, then tried with one row."""
 
 from __future__ import annotations
 
@@ -59,8 +59,10 @@ class Circuits:
         """The seconds until the next trial; None when everything is in reach."""
         return max(0.0, min(c.until for c in self._open.values()) - monotonic()) if self._open else None
 
-    def learn(self, envelopes: Iterable[Envelope], outcomes: Iterable[Outcome]) -> None:
+    def learn(self, envelopes: Sequence[Envelope], outcomes: Sequence[Outcome]) -> None:
         """Open the circuits of what is out of reach, and close those of what is in reach again."""
+        if not self._open and not self._half_open and Unavailable not in map(type, outcomes):
+            return
         for envelope, outcome in zip(envelopes, outcomes, strict=True):
             if isinstance(outcome, Unavailable):
                 self._trip((envelope.destination, None if outcome.everything else envelope.topic), outcome.error)

@@ -1,7 +1,7 @@
 """Below which id nothing is left in a slot: a hint that keeps a relay's reads off rows that were deleted long ago.
 
-Without it every read passes over all index entries that a vacuum has not removed yet, which an open transaction anywhere
-in the cluster can put off for hours. The rule was checked with spin: docs/models/floor.pml.
+Without it every read passes over all index entries that a vacuum has not removed yet, which an open transaction
+anywhere in the cluster can put off for hours. The rule was checked with spin: docs/models/floor.pml.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Floor:
         return dict(self.slots) if least is None else {slot: min(floor, least) for slot, floor in self.slots.items()}
 
     def falls(self, snapshot: Snapshot) -> bool:
-        """Whether a read shows that an open transaction has ended: then the floor falls, and the read is worth nothing."""
+        """Whether a read shows that an open transaction has ended: the floor falls, and the read is worth nothing."""
         ended = [member for member in self._members if not snapshot.is_running(member)]
         if not ended:
             return False
@@ -85,8 +85,8 @@ class Floor:
     def learn(self, snapshot: Snapshot, own: int, last: int, read: Iterable[int], lowest: Mapping[int, int]) -> None:
         """Learn from a read that `falls` has let pass.
 
-        `own` is the reader's transaction id, drawn after the read's snapshot was taken; `last` the sequence's last value,
-        read in an earlier statement; `read` the slots of which all rows above the floor were seen, or the lowest ones;
+        `own` is the reader's transaction id, drawn after the read's snapshot was taken; `last` the sequence's last
+        value, read in an earlier statement; `read` the slots of which the lowest rows above the floor were seen;
         `lowest` the lowest id seen of each slot that had rows.
         """
         candidate = self._candidate

@@ -1,11 +1,11 @@
-"""How relays share a SQLite file, which has one writer: by leases, so that no transaction is open while handlers run."""
+"""How relays share a SQLite file, which has one writer: by leases, with no transaction open while handlers run."""
 
 from __future__ import annotations
 
 import random
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import String, and_, delete, exists, func, literal, or_, select, type_coerce, update
+from sqlalchemy import String, and_, delete, exists, literal, or_, select, type_coerce, update
 
 from cqrs.outbox.parked import chunks
 from cqrs.outbox.rows import CLAIMED, Claimed, Probe, Verdict, View, claimed
@@ -101,7 +101,12 @@ class LeasedSlots:
         async with self._store.short.begin() as connection:
             await connection.execute(update(slot).where(slot.c.owner == self._owner).values(until=until))
 
-    async def settle(self, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]) -> None:
+    async def settle(
+        self,
+        done: Sequence[Claimed],
+        failed: Sequence[Verdict],
+        returned: Sequence[Claimed],  # noqa: ARG002 - stays where it is
+    ) -> None:
         """Delete the rows that were delivered, park those that failed, and give the slots back.
 
         A slot whose lease ran out meanwhile may be another relay's: failures in it are left for that one to find.

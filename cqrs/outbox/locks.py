@@ -1,14 +1,16 @@
 """How relays share a database server: a lane's one open transaction holds the locks of its slots until it settles.
 
-Whatever kills the lane rolls the transaction back and frees the slots: nothing is lost, at most one batch is sent again.
+Whatever kills the lane rolls the transaction back and frees the slots: nothing is lost, and at most one batch is sent
+again.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import text
 
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from cqrs.outbox.store import Store
 
 MOST_BYTES = 16 * 1024 * 1024
-"""After how many bytes of bodies a claim is full."""
+"""How many bytes of bodies a claim may have, as far as the one before lets guess."""
+CAREFUL = 100
+"""How many rows are taken while it is not known how large they are."""
 
 
 class Slots(Protocol):
@@ -36,6 +40,10 @@ class Slots(Protocol):
 
     def forget(self) -> None:
         """Forget what was learned over a connection that is gone."""
+        ...
+
+    async def autocommits(self, connection: AsyncConnection) -> bool:
+        """Whether a statement may stand without a transaction."""
         ...
 
     async def limit(self, connection: AsyncConnection, lease: float) -> None:
@@ -55,6 +63,31 @@ class Slots(Protocol):
     async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
         """Delete rows of locked slots."""
         ...
+
+
+class Appetite:
+    """How many rows a lane's next claim takes: fewer where they are large, and deeper where few slots have many.
+
+    The first claim is small, since nobody knows how large its rows are.
+    """
+
+    def __init__(self) -> None:
+        self._size = MOST_BYTES / CAREFUL
+        self._depth = 1
+
+    def portions(self, limit: int, slots: int) -> tuple[int, int]:
+        """Return how many rows to take, and how many of each slot."""
+        most = min(limit, max(1, int(MOST_BYTES / self._size)))
+        return most, min(most, -(-most // slots) * self._depth)
+
+    def learn(self, rows: Sequence[Sequence[Any]], most: int, each: int) -> None:
+        """Learn from rows of (number, slot, ..., payload, place)."""
+        taken = sum([len(row[8]) for row in rows])
+        self._size = max(taken / max(len(rows), 1), self._size / 4, 1.0)
+        if len(rows) >= most:
+            self._depth = max(1, self._depth // 2)
+        elif len(rows) < most / 2 and max(Counter(row[1] for row in rows).values(), default=0) >= each:
+            self._depth = min(self._depth * 2, most)
 
 
 class LockedLane:
@@ -82,11 +115,15 @@ class LockedLane:
             await connection.close()
 
     async def probe(self, view: View, floors: Mapping[int, int]) -> Probe:
-        """Say whether there is anything to do, in one statement without a transaction."""
+        """Say whether there is anything to do, in one statement, without a transaction where that can be."""
         async with self._in_time() as connection:
-            if not connection.in_transaction():
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
-            return await self._store.probe(connection, view, floors)
+            if connection.in_transaction():
+                return await self._store.probe(connection, view, floors)
+            if await self._slots.autocommits(connection):
+                plain = await connection.execution_options(isolation_level="AUTOCOMMIT")
+                return await self._store.probe(plain, view, floors)
+            async with connection.begin():
+                return await self._store.probe(connection, view, floors)
 
     async def claim(self, view: View, limit: int) -> LockedRows | Nothing:
         """Lock some slots that have work, and return their first rows."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from sqlalchemy import ColumnElement, exists, func, literal_column, select, text
 from sqlalchemy.dialects.mysql import insert
 
-from cqrs.outbox.locks import MOST_BYTES, LockedLane
+from cqrs.outbox.locks import Appetite, LockedLane
 from cqrs.outbox.rows import Claimed, View, by_slot, claimed
 from cqrs.outbox.store import Nothing
 
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 KEY_ROWS = 1024
 """How many rows of the slot table, below 0, serialise the writers of keys."""
-
-CAREFUL = 100
-"""How many rows are read while it is not known how large they are."""
 
 
 class MySQL:
@@ -52,7 +48,7 @@ class MySQL:
         """Return the time so many seconds from now, in UTC: the columns have no zone."""
         return func.timestampadd(literal_column("MICROSECOND"), round(seconds * 1e6), func.utc_timestamp(6))
 
-    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[float]:
+    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the seconds from the database's time to a stored moment."""
         return func.timestampdiff(literal_column("MICROSECOND"), func.utc_timestamp(6), moment) / 1e6
 
@@ -60,6 +56,9 @@ class MySQL:
         """Write an inbox row unless it is there; returns whether it was not."""
         row = insert(store.tables.inbox).values(handler=handler, message_id=message_id, handled_at=store.now())
         return connection.execute(row.prefix_with("IGNORE").execution_options(preserve_rowcount=True)).rowcount == 1
+
+    async def check(self, store: Store) -> None:
+        """Rely on nothing that could be changed."""
 
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
         """Wait until no relay works on these slots, and keep all from them until the transaction ends."""
@@ -71,7 +70,7 @@ class MySQL:
         """Let transactions that write one of these keys come one after the other, by rows below the slots'."""
         await self.hold(connection, store, sorted({-1 - crc32(key.encode()) % KEY_ROWS for key in keys}))
 
-    def lane(self, store: Store, owner: str, lease: float) -> LockedLane:
+    def lane(self, store: Store, owner: str, lease: float) -> LockedLane:  # noqa: ARG002 - the port's
         """Return a way to the database for a relay; its locks know it by its connection, not by its name."""
         return LockedLane(store, SlotRows(store), store.short, lease)
 
@@ -91,8 +90,7 @@ class SlotRows:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._limited: AsyncConnection | None = None
-        self._depth = 1
-        self._size = MOST_BYTES / CAREFUL
+        self._appetite = Appetite()
         preparer = store.short.dialect.identifier_preparer
         tables = {"outbox": store.tables.outbox, "parked": store.tables.parked}
         self._names = {name: preparer.format_table(table) for name, table in tables.items()}
@@ -101,10 +99,16 @@ class SlotRows:
         """Forget that the session is limited: it is gone."""
         self._limited = None
 
+    async def autocommits(self, connection: AsyncConnection) -> bool:  # noqa: ARG002 - the port's
+        """Allow it."""
+        return True
+
     async def limit(self, connection: AsyncConnection, lease: float) -> None:
         """Let the server end the session when its client has been silent for a lease; the lane's session is its own."""
         if self._limited is not connection:
-            variable = "idle_transaction_timeout" if connection.dialect.is_mariadb else "wait_timeout"
+            variable = (
+                "idle_transaction_timeout" if getattr(connection.dialect, "is_mariadb", False) else "wait_timeout"
+            )
             await connection.execute(text(f"SET SESSION {variable} = {max(1, round(lease))}"))
             self._limited = connection
 
@@ -134,24 +138,15 @@ class SlotRows:
         self, connection: AsyncConnection, slots: Sequence[int], view: View, limit: int
     ) -> tuple[list[Claimed], list[Claimed]]:
         """Return the first rows of locked slots in order: those to deliver, and those whose key is parked."""
-        most = min(limit, max(1, int(MOST_BYTES / self._size)))
-        each = min(most, -(-most // len(slots)) * self._depth)
+        most, each = self._appetite.portions(limit, len(slots))
         conditions, values = _shown(view)
         skipped = f"p.destination NOT IN ({_marks(view.skipping)})" if view.skipping else "TRUE"
         one = _READ.format(**self._names, skipped=skipped, shown=conditions, each=each)
         statement = " UNION ALL ".join(one.replace(":slot", str(slot)) for slot in slots)
         found = await fetch(connection, statement, [*sorted(view.skipping), *values] * len(slots))
-        self._size = max(sum(len(row[8]) for row in found) / max(len(found), 1), self._size / 4, 1.0)
-        self._go_deeper(found, each, most)
+        self._appetite.learn(found, most, each)
         rows = claimed(found, places=True)
         return [row for row in rows if row.place is not None], [row for row in rows if row.place is None]
-
-    def _go_deeper(self, rows: Sequence[Sequence[Any]], each: int, most: int) -> None:
-        """Take more of each slot next time where few slots have many rows, and less where many have."""
-        if len(rows) >= most:
-            self._depth = max(1, self._depth // 2)
-        elif len(rows) < most / 2 and max(Counter(row[1] for row in rows).values(), default=0) >= each:
-            self._depth = min(self._depth * 2, most)
 
     async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
         """Delete rows of locked slots along the primary key.
@@ -160,7 +155,7 @@ class SlotRows:
         """
         ids = by_slot(rows)
         which = " OR ".join(f"(o.slot = {slot} AND o.id IN ({','.join(map(str, ids[slot]))}))" for slot in ids)
-        await fetch(connection, f"DELETE o FROM {self._names['outbox']} o FORCE INDEX (PRIMARY) WHERE {which}", [])  # noqa: S608 - numbers
+        await fetch(connection, f"DELETE o FROM {self._names['outbox']} o FORCE INDEX (PRIMARY) WHERE {which}", [])
 
 
 _READ = """
@@ -175,7 +170,7 @@ FROM {outbox} o WHERE o.slot = :slot AND {shown} ORDER BY o.id LIMIT {each})
 
 
 async def fetch(connection: AsyncConnection, statement: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:
-    """Run a statement by the driver itself, within SQLAlchemy's transaction; its own way costs as much as the database."""
+    """Run a statement by the driver itself, within SQLAlchemy's transaction: its own way costs too much."""
     driver: Any = (await connection.get_raw_connection()).driver_connection
     async with driver.cursor() as cursor:
         await cursor.execute(statement, values)
@@ -188,7 +183,10 @@ def _shown(view: View) -> tuple[str, list[str]]:
     if view.topic is not None:
         conditions, values = f"{conditions} AND o.topic = %s", [*values, view.topic]
     for destination, topic in sorted(view.without):
-        conditions, values = f"{conditions} AND NOT (o.destination = %s AND o.topic = %s)", [*values, destination, topic]
+        conditions, values = (
+            f"{conditions} AND NOT (o.destination = %s AND o.topic = %s)",
+            [*values, destination, topic],
+        )
     return conditions, values
 
 

@@ -35,12 +35,16 @@ class Parked:
 
     def parks(self, table: Any, skipping: Collection[str]) -> ColumnElement[bool]:
         """Which parked rows park their key: those that wait, and dead ones where these block."""
-        dead = and_(table.c.state == DEAD, table.c.destination.not_in(sorted(skipping)) if skipping else literal(1) == 1)
+        dead = and_(
+            table.c.state == DEAD, table.c.destination.not_in(sorted(skipping)) if skipping else literal(1) == 1
+        )
         return or_(table.c.state == WAITING, dead)
 
     async def hold_back(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
         """Move rows behind the parked ones of their key; the end of the one before makes each of them due."""
-        await self._move(connection, rows, {"state": WAITING, "attempts": 0, "next_attempt_at": null(), "error": null()})
+        await self._move(
+            connection, rows, {"state": WAITING, "attempts": 0, "next_attempt_at": null(), "error": null()}
+        )
 
     async def park(self, connection: AsyncConnection, verdict: Verdict) -> None:
         """Move a row that failed, which parks its key."""
@@ -183,7 +187,11 @@ class Parked:
         copy = select(*(table.c[name] for name in columns)).where(table.c.seq == row.seq)
         await connection.execute(insert(table).from_select(columns, copy))
         await connection.execute(delete(table).where(table.c.seq == row.seq))
-        lane = (table.c.destination == row.destination, table.c.topic == row.topic, table.c.message_key == row.message_key)
+        lane = (
+            table.c.destination == row.destination,
+            table.c.topic == row.topic,
+            table.c.message_key == row.message_key,
+        )
         return int(await connection.scalar(select(func.max(table.c.seq)).where(*lane)) or 0)
 
     async def _waits_behind(self, connection: AsyncConnection, row: Row[Any], seq: int) -> bool:
@@ -207,7 +215,9 @@ class Parked:
         """Return the dead ones among rows, with their slots held: a dead row may be all that parks its key."""
         table = self._table
         dead = [and_(table.c.seq.in_(some), table.c.state == DEAD) for some in chunks(seqs)]
-        slots = [row for these in dead for row in await connection.execute(select(table.c.slot).where(these).distinct())]
+        slots = [
+            row for these in dead for row in await connection.execute(select(table.c.slot).where(these).distinct())
+        ]
         await self._hold_slots(connection, slots)
         return [
             row for these in dead for row in await connection.execute(select(table).where(these).order_by(table.c.seq))

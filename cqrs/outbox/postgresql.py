@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+import re
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -11,9 +11,10 @@ from zlib import crc32
 from sqlalchemy import ColumnElement, Float, cast, extract, func, text
 from sqlalchemy.dialects.postgresql import insert
 
+from cqrs.errors import SchemaError
 from cqrs.outbox.bell import Bell
 from cqrs.outbox.floor import Floor, Snapshot
-from cqrs.outbox.locks import MOST_BYTES, LockedLane
+from cqrs.outbox.locks import Appetite, LockedLane
 from cqrs.outbox.rows import Claimed, View, claimed
 from cqrs.outbox.store import Nothing
 
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
 
 VIEWS = 4
 """Of how many views the floors are kept."""
-LIMIT = "set_config('idle_in_transaction_session_timeout', :silence, true), set_config('synchronous_commit', 'off', true)"
-"""Both for the transaction alone: a session's settings would reach other clients behind a pooling PgBouncer.
+LIMIT = (
+    "set_config('idle_in_transaction_session_timeout', $1::text, true), "
+    "set_config('synchronous_commit', 'off', true), set_config('enable_seqscan', 'off', true)"
+)
+"""All for the transaction alone: a session's settings would reach other clients behind a pooling PgBouncer.
 
-A settled batch that is lost with the server's memory comes once more, which is a duplicate.
+A settled batch that is lost with the server's memory comes once more, which is a duplicate. Rows are deleted by their
+places, for which the planner would read a small table whole.
 """
 
 
@@ -57,7 +62,7 @@ class PostgreSQL:
         """Return the time so many seconds from now; `now()` would be when the transaction began."""
         return func.statement_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, cast(seconds, Float))
 
-    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[float]:
+    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the seconds from the database's time to a stored moment."""
         return extract("epoch", moment - func.statement_timestamp())
 
@@ -65,6 +70,18 @@ class PostgreSQL:
         """Write an inbox row unless it is there; returns whether it was not."""
         row = insert(store.tables.inbox).values(handler=handler, message_id=message_id, handled_at=store.now())
         return connection.execute(row.on_conflict_do_nothing().execution_options(preserve_rowcount=True)).rowcount == 1
+
+    async def check(self, store: Store) -> None:
+        """Refuse a sequence that hands out ids in advance: a floor may then pass over rows that are still to come."""
+        names = Names(store)
+        async with store.readers.connect() as connection:
+            statement = text("SELECT seqcache FROM pg_sequence WHERE seqrelid = CAST(:name AS regclass)")
+            cached = await connection.scalar(statement, {"name": names.sequence})
+        if cached != 1:
+            raise SchemaError(
+                f"The sequence {names.sequence} hands out {cached} ids at a time, and the relay relies on their order. "
+                f"Run: ALTER SEQUENCE {names.sequence} CACHE 1"
+            )
 
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
         """Wait until no relay works on these slots, and keep all from them until the transaction ends."""
@@ -77,7 +94,7 @@ class PostgreSQL:
         statement = text("SELECT pg_advisory_xact_lock(h) FROM unnest(CAST(:hashes AS bigint[])) h")
         await connection.execute(statement, {"hashes": hashes})
 
-    def lane(self, store: Store, owner: str, lease: float) -> LockedLane:
+    def lane(self, store: Store, owner: str, lease: float) -> LockedLane:  # noqa: ARG002 - the port's
         """Return a way to the database for a relay; its locks know it by its connection, not by its name."""
         return LockedLane(store, AdvisorySlots(store), store.short, lease)
 
@@ -96,10 +113,10 @@ class AdvisorySlots:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._class = lock_class(store)
-        self._names = _Names(store)
+        self._names = Names(store)
         self._floors: dict[View, Floor] = {}
         self._last = 0
-        self._depth = 1
+        self._appetite = Appetite()
 
     @property
     def floors(self) -> Mapping[int, int]:
@@ -110,9 +127,17 @@ class AdvisorySlots:
         """Forget the floors: another connection may lead to another server."""
         self._floors.clear()
 
+    async def autocommits(self, connection: AsyncConnection) -> bool:
+        """Refuse it where asyncpg keeps no statements, as behind a pooler.
+
+        It would prepare the statement in one of the server's sessions and execute it in another.
+        """
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        return getattr(getattr(driver, "_config", None), "statement_cache_size", 1) > 0
+
     async def limit(self, connection: AsyncConnection, lease: float) -> None:
         """Let the server end the transaction when its client has been silent for a lease."""
-        await connection.execute(text(f"SELECT {LIMIT}"), {"silence": _milliseconds(lease)})
+        await begin(connection, f"SELECT {LIMIT}", _milliseconds(lease))
 
     async def lock(self, connection: AsyncConnection, view: View, lease: float) -> Sequence[int] | Nothing:
         """Lock half of the free slots that have work, at least one, from a random one on.
@@ -121,18 +146,12 @@ class AdvisorySlots:
         """
         floor = self._floor_of(view)
         slots = list(range(self._store.slots))
-        start = random.randrange(len(slots))
+        start = random.randrange(len(slots))  # noqa: S311 - nothing secret
         slots = slots[start:] + slots[:start]
-        values = {
-            "silence": _milliseconds(lease),
-            "class": self._class,
-            "slots": slots,
-            "floors": [floor.slots.get(slot, 0) for slot in slots],
-            "destinations": list(view.destinations),
-            **dict(zip(("topic",) if view.topic is not None else ("gone", "gone_topics"), _view_values(view))),
-        }
-        statement = text(self._names.fill(_LOCK, view))
-        _, _, last, working, locked = (await connection.execute(statement, values)).one()
+        floors = [floor.slots.get(slot, 0) for slot in slots]
+        values = [_milliseconds(lease), self._class, slots, floors, list(view.destinations), *_view_values(view)]
+        row = await begin(connection, self._names.fill(_LOCK, view), *values)
+        *_, last, working, locked = row
         self._last = last
         self._floors[view] = floor.fresh(last)
         if not locked:
@@ -144,34 +163,32 @@ class AdvisorySlots:
     ) -> tuple[list[Claimed], list[Claimed]]:
         """Return the first rows of locked slots in order: those to deliver, and those whose key is parked."""
         floor = self._floor_of(view)
-        deep = min(limit, -(-limit // len(slots)) * self._depth)
+        most, each = self._appetite.portions(limit, len(slots))
         statement = self._names.fill(_READ, view)
         while True:
             floors = [floor.slots.get(slot, 0) for slot in slots]
-            values = [slots, floors, list(view.destinations), deep, limit, MOST_BYTES, sorted(view.skipping)]
+            values = [slots, floors, list(view.destinations), each, most, sorted(view.skipping)]
             (own, _, seen, *_), *found = await fetch(connection, statement, *values, *_view_values(view))
             snapshot = Snapshot.of(seen)
             if not floor.falls(snapshot):
                 break
+        self._appetite.learn(found, most, each)
         rows = claimed(found, places=True)
         lowest: dict[int, int] = {}
         for row in rows:
             lowest.setdefault(row.slot, row.id)
-        cut = len(rows) >= limit or sum(len(row[8]) for row in found) >= MOST_BYTES
-        floor.learn(snapshot, own, self._last, lowest if cut else slots, lowest)
-        self._go_deeper(rows, deep, limit)
-        return [row for row in rows if row.place is not None], [row for row in rows if row.place is None]
-
-    def _go_deeper(self, rows: Sequence[Claimed], deep: int, limit: int) -> None:
-        """Take more of each slot next time where few slots have many rows, and less where many have."""
-        if len(rows) >= limit:
-            self._depth = max(1, self._depth // 2)
-        elif len(rows) < limit / 2 and max(Counter(row.slot for row in rows).values(), default=0) >= deep:
-            self._depth = min(self._depth * 2, limit)
+        floor.learn(snapshot, own, self._last, lowest if len(rows) >= most else slots, lowest)
+        free = [row for row in rows if row.place is not None]
+        return free, [] if len(free) == len(rows) else [row for row in rows if row.place is None]
 
     async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
-        """Delete rows of locked slots where they stand; the ids guard against a place that somebody emptied by hand."""
-        await fetch(connection, self._names.fill(_DELETE), [row.place for row in rows], [row.id for row in rows])
+        """Delete rows of locked slots where they stand.
+
+        Rows are immutable and the slots are ours, so a place has its row; should a person have deleted one, what was
+        put there since has a higher id.
+        """
+        places = '{"' + '","'.join([row.place for row in rows]) + '"}'
+        await fetch(connection, self._names.fill(_DELETE), places, max(row.id for row in rows))
 
     def _floor_of(self, view: View) -> Floor:
         """Return the floor of a view; one that is seen first begins where a wider view stands."""
@@ -184,17 +201,19 @@ class AdvisorySlots:
         return found
 
 
-class _Names:
+class Names:
     """Fills the names of tables, and the conditions of a view, into statements."""
 
     def __init__(self, store: Store) -> None:
         preparer = store.short.dialect.identifier_preparer
         outbox = store.tables.outbox
         schema = f"{preparer.quote_schema(outbox.schema)}." if outbox.schema else ""
+        self.sequence = schema + preparer.quote(f"{outbox.name}_id_seq")
         self._names = {
             "outbox": preparer.format_table(outbox),
             "parked": preparer.format_table(store.tables.parked),
-            "sequence": schema + preparer.quote(f"{outbox.name}_id_seq"),
+            "limit": LIMIT,
+            "sequence": self.sequence,
         }
         self._filled: dict[tuple[str, bool, bool], str] = {}
 
@@ -202,72 +221,79 @@ class _Names:
         """Return the statement for these tables and this view."""
         variant = (statement, bool(view and view.topic is not None), bool(view and view.without))
         if variant not in self._filled:
-            positional = statement is _READ
-            shown = (_TOPIC[positional] if variant[1] else "") + (_WITHOUT[positional] if variant[2] else "")
+            first = 1 + max((int(number) for number in re.findall(r"\$(\d+)", statement)), default=0)
+            condition = _TOPIC if variant[1] else _WITHOUT if variant[2] else ""
+            shown = condition.format(first=first, second=first + 1)
             self._filled[variant] = statement.format(**self._names, shown=shown)
         return self._filled[variant]
 
 
-_TOPIC = ("AND o.topic = :topic ", "AND o.topic = $8::text ")
-_WITHOUT = (
-    """AND NOT EXISTS (SELECT 1 FROM unnest(CAST(:gone AS text[]), CAST(:gone_topics AS text[])) AS g(d, t)
-        WHERE g.d = o.destination AND g.t = o.topic) """,
-    """AND NOT EXISTS (SELECT 1 FROM unnest($8::text[], $9::text[]) AS g(d, t)
-        WHERE g.d = o.destination AND g.t = o.topic) """,
-)
-"""Conditions of a view, for statements with named and with numbered parameters."""
+_TOPIC = "AND o.topic = ${first}::text "
+_WITHOUT = """AND NOT EXISTS (
+    SELECT 1 FROM unnest(${first}::text[], ${second}::text[]) AS g(d, t)
+    WHERE g.d = o.destination AND g.t = o.topic) """
+"""Conditions of a view."""
 
-_LOCK = f"""
+_LOCK = """
 WITH work AS MATERIALIZED (
     SELECT s.slot
-    FROM unnest(CAST(:slots AS smallint[]), CAST(:floors AS bigint[])) WITH ORDINALITY AS s(slot, floor, place)
+    FROM unnest($3::smallint[], $4::bigint[]) WITH ORDINALITY AS s(slot, floor, place)
     WHERE EXISTS (
-        SELECT 1 FROM {{outbox}} o
-        WHERE o.slot = s.slot AND o.id > s.floor AND o.destination = ANY(CAST(:destinations AS text[])) {{shown}})
+        SELECT 1 FROM {outbox} o
+        WHERE o.slot = s.slot AND o.id > s.floor AND o.destination = ANY($5::text[]) {shown})
     ORDER BY s.place
 ), free AS MATERIALIZED (
     SELECT slot FROM work WHERE slot NOT IN (
         SELECT objid::bigint FROM pg_locks
-        WHERE locktype = 'advisory' AND classid::bigint = :class AND objsubid = 2
+        WHERE locktype = 'advisory' AND classid::bigint = $2::integer AND objsubid = 2
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 )
-SELECT {LIMIT},
-    (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {{sequence}}),
+SELECT {limit},
+    (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {sequence}),
     (SELECT count(*) FROM work),
     ARRAY(
-        SELECT slot FROM free WHERE pg_try_advisory_xact_lock(CAST(:class AS integer), slot)
+        SELECT slot FROM free WHERE pg_try_advisory_xact_lock($2::integer, slot)
         LIMIT (SELECT (count(*) + 1) / 2 FROM free))
 """
 
 _READ = """
 SELECT pg_current_xact_id()::text::bigint AS id, NULL::smallint AS slot, pg_current_snapshot()::text AS event_id,
     NULL AS destination, NULL AS topic, NULL AS message_key, NULL AS type, NULL AS headers, NULL::bytea AS payload,
-    NULL::tid AS place
+    NULL AS place
 UNION ALL
 SELECT * FROM (
     SELECT r.id, r.slot, r.event_id, r.destination, r.topic, r.message_key, r.type, r.headers, r.payload,
         CASE WHEN (SELECT EXISTS (SELECT 1 FROM {parked})) AND EXISTS (
             SELECT 1 FROM {parked} p
             WHERE p.destination = r.destination AND p.topic = r.topic AND p.message_key = r.message_key
-            AND (p.state = 'waiting' OR p.state = 'dead' AND p.destination <> ALL($7::text[]))
-        ) THEN NULL ELSE r.place END
-    FROM (
-        SELECT o.*, sum(octet_length(o.payload)) OVER (ROWS UNBOUNDED PRECEDING) - octet_length(o.payload) AS before
-        FROM unnest($1::smallint[], $2::bigint[]) AS s(slot, floor) CROSS JOIN LATERAL (
-            SELECT o.ctid AS place, o.id, o.slot, o.event_id, o.destination, o.topic, o.message_key, o.type, o.headers,
-                o.payload
-            FROM {outbox} o
-            WHERE o.slot = s.slot AND o.id > s.floor AND o.destination = ANY($3::text[]) {shown}
-            ORDER BY o.id LIMIT $4::bigint
-        ) o
+            AND (p.state = 'waiting' OR p.state = 'dead' AND p.destination <> ALL($6::text[]))
+        ) THEN NULL ELSE r.place::text END
+    FROM unnest($1::smallint[], $2::bigint[]) AS s(slot, floor) CROSS JOIN LATERAL (
+        SELECT o.ctid AS place, o.id, o.slot, o.event_id, o.destination, o.topic, o.message_key, o.type, o.headers,
+            o.payload
+        FROM {outbox} o
+        WHERE o.slot = s.slot AND o.id > s.floor AND o.destination = ANY($3::text[]) {shown}
+        ORDER BY o.id LIMIT $4::bigint
     ) r
-    WHERE r.before < $6::bigint
     LIMIT $5::bigint
 ) found
 """
-"""First what the reader's snapshot was, then the rows, slot by slot, until there are enough or they are too large."""
+"""First what the reader's snapshot was, then the rows, slot by slot, until there are enough."""
 
-_DELETE = "DELETE FROM {outbox} WHERE ctid = ANY($1::tid[]) AND id = ANY($2::bigint[])"
+_DELETE = "DELETE FROM {outbox} WHERE ctid = ANY($1::text::tid[]) AND id <= $2::bigint"
+
+
+async def begin(connection: AsyncConnection, statement: str, *values: Any) -> Sequence[Any]:
+    """Begin SQLAlchemy's transaction with a statement, and return its only row.
+
+    asyncpg begins where SQLAlchemy sees the statement, psycopg by itself.
+    """
+    if connection.dialect.driver == "asyncpg":
+        return (await connection.exec_driver_sql(statement, values)).one()
+    if not connection.in_transaction():
+        await connection.run_sync(lambda begun: begun.begin())
+    (row,) = await fetch(connection, statement, *values)
+    return row
 
 
 async def fetch(connection: AsyncConnection, statement: str, *values: Any) -> Sequence[Sequence[Any]]:
@@ -304,4 +330,3 @@ def _view_values(view: View) -> list[Any]:
         return [view.topic]
     gone = sorted(view.without)
     return [[destination for destination, _ in gone], [topic for _, topic in gone]] if gone else []
-

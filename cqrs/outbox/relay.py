@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -81,10 +82,14 @@ class Relay:
         self._pace = pace
         self._stopping = False
         self._circuits = Circuits(skipping)
+        self._faults = Faults()
         self._outbox = [store.lane(f"{self.owner}/{number}", pace.lease) for number in range(pace.lanes)]
         self._parked, self._trials, self._probes = (store.lane(f"{self.owner}/{name}", pace.lease) for name in "pto")
         self._work: dict[str, Callable[[], Awaitable[bool]]] = {
-            **{f"outbox {number}".removesuffix(" 1"): _bound(self.relay_outbox, lane) for number, lane in enumerate(self._outbox, 1)},
+            **{
+                f"outbox {number}".removesuffix(" 1"): _bound(self.relay_outbox, lane)
+                for number, lane in enumerate(self._outbox, 1)
+            },
             "parked": self.relay_due,
             "trials": self._try_circuits,
             "look": self._look,
@@ -132,7 +137,7 @@ class Relay:
         view = self._circuits.view(self._destinations)
         claim = await (lane or self._outbox[0]).claim(view, self._pace.batch) if view.destinations else Nothing.IDLE
         if claim is Nothing.BUSY:
-            await asyncio.sleep(BUSY_PAUSE * (0.5 + random.random()))
+            await asyncio.sleep(BUSY_PAUSE * (0.5 + random.random()))  # noqa: S311 - nothing secret
             return True
         if isinstance(claim, Nothing):
             return False
@@ -184,33 +189,40 @@ class Relay:
 
     async def _publish(self, rows: Sequence[Claimed], faults: list[BaseException]) -> list[Outcome]:
         """Publish side by side what goes to different publishers; what one raises, against its word, is a fault."""
-        outcomes: dict[int, Outcome] = {row.id: Failed(row.fault, final=True) for row in rows if row.fault is not None}
         groups = self._groups(rows)
         published = await asyncio.gather(
-            *(self._hand_over(publisher, [envelope for _, envelope in numbered]) for publisher, numbered in groups),
+            *(self._hand_over(publisher, envelopes) for publisher, _, envelopes in groups),
             return_exceptions=True,
         )
-        for (_, numbered), results in zip(groups, published, strict=True):
+        outcomes: list[Outcome] = [Failed(row.fault, final=True) if row.fault else Fate.NOT_SENT for row in rows]
+        for (_, places, envelopes), results in zip(groups, published, strict=True):
             if isinstance(results, BaseException):
                 faults.append(results)
                 continue
-            self._circuits.learn((envelope for _, envelope in numbered), results)
-            outcomes.update(zip((number for number, _ in numbered), results, strict=True))
+            self._circuits.learn(envelopes, results)
+            for place, outcome in zip(places, results, strict=True):
+                outcomes[place] = outcome
         if self._circuits.pause is not None:
             self._awake["trials"].set()
-        return [outcomes.get(row.id, Fate.NOT_SENT) for row in rows]
+        return outcomes
 
-    def _groups(self, rows: Sequence[Claimed]) -> list[tuple[Publisher, list[tuple[int, Envelope]]]]:
-        """Return what goes to each publisher; what stands behind an unreadable row of its key stays back."""
-        by_publisher: dict[int, tuple[Publisher, list[tuple[int, Envelope]]]] = {}
+    def _groups(self, rows: Sequence[Claimed]) -> list[tuple[Publisher, list[int], list[Envelope]]]:
+        """Return what goes to each publisher, and where it stands among the rows.
+
+        What stands behind an unreadable row of its key stays back.
+        """
+        groups: dict[int, tuple[Publisher, list[int], list[Envelope]]] = {}
         held: set[tuple[str, str, str | None]] = set()
-        for row in rows:
-            if row.fault is not None and row.lane[-1] is not None:
-                held.add(row.lane)
-            if row.envelope is not None and row.lane not in held:
-                publisher = self._publishers[row.envelope.destination]
-                by_publisher.setdefault(id(publisher), (publisher, []))[1].append((row.id, row.envelope))
-        return list(by_publisher.values())
+        for place, row in enumerate(rows):
+            if row.envelope is None:
+                if row.lane[-1] is not None:
+                    held.add(row.lane)
+            elif not held or row.lane not in held:
+                publisher = self._publishers[row.lane[0]]
+                _, places, envelopes = groups.setdefault(id(publisher), (publisher, [], []))
+                places.append(place)
+                envelopes.append(row.envelope)
+        return list(groups.values())
 
     async def _hand_over(self, publisher: Publisher, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
         """Publish; a broker's publisher that does not answer within the lease is given up."""
@@ -221,6 +233,8 @@ class Relay:
     def _sort(
         self, rows: Sequence[Claimed], outcomes: Sequence[Outcome]
     ) -> tuple[list[Claimed], list[Verdict], list[Claimed]]:
+        if outcomes.count(Fate.DELIVERED) == len(rows):
+            return list(rows), [], []
         done: list[Claimed] = []
         failed: list[Verdict] = []
         returned: list[Claimed] = []
@@ -276,16 +290,16 @@ class Relay:
 
     async def _lane(self, name: str, work: Callable[[], Awaitable[bool]]) -> None:
         """Work while there is work, then wait to be woken; survive every fault of the database."""
-        awake, faults = self._awake[name], 0
+        awake = self._awake[name]
         while not self._stopping:
             awake.clear()
             try:
                 worked = await work()
-                faults = _told_recovery(name, faults)
+                self._faults.end(name)
                 if not worked and not self._stopping:
                     await awake.wait()
             except Exception as error:  # noqa: BLE001 - a lane must not die
-                faults = _told_fault(name, faults, error)
+                faults = self._faults.add(name, error)
                 await _wait(awake, min(5.0, 0.1 * 2 ** min(faults, 6)))
 
     async def _look(self) -> bool:
@@ -313,16 +327,36 @@ async def _wait(event: asyncio.Event, seconds: float) -> bool:
     return event.is_set()
 
 
-def _told_fault(name: str, faults: int, error: Exception) -> int:
-    if faults == 0:
-        log.error("The relay's lane '%s' has a fault and goes on trying: %s", name, error)
-    return faults + 1
+class Faults:
+    """What is wrong with which lane: one line when something begins to be, and one when nothing is any more."""
 
+    def __init__(self) -> None:
+        self._current: dict[str, Exception] = {}
+        self._told: set[str] = set()
+        self._counts: Counter[str] = Counter()
 
-def _told_recovery(name: str, faults: int) -> int:
-    if faults:
-        log.warning("The relay's lane '%s' works again after %d faults.", name, faults)
-    return 0
+    def add(self, lane: str, error: Exception) -> int:
+        """Note a fault; returns how many this lane has had in a row."""
+        self._current[lane] = error
+        self._counts[lane] += 1
+        if not self._told:
+            self._tell(lane)
+        return self._counts[lane]
+
+    def end(self, lane: str) -> None:
+        """Note that a lane works; others may not yet."""
+        if self._current.pop(lane, None) is None:
+            return
+        self._told.discard(lane)
+        if not self._current:
+            log.warning("The relay works again after %d faults.", self._counts.total())
+            self._counts.clear()
+        elif not self._told:
+            self._tell(next(iter(self._current)))
+
+    def _tell(self, lane: str) -> None:
+        log.error("The relay's lane '%s' has a fault and goes on trying: %s", lane, self._current[lane])
+        self._told.add(lane)
 
 
 def describe(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:

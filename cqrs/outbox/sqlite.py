@@ -73,7 +73,7 @@ class SQLite:
         """Return the database's time so many seconds from now, as it is stored."""
         return func.strftime(literal(TIME), literal("now"), literal(shift(seconds)))
 
-    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[float]:
+    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the seconds from the database's time to a stored moment."""
         return (func.julianday(moment) - func.julianday("now")) * 86400.0
 
@@ -82,6 +82,9 @@ class SQLite:
         inbox = store.tables.inbox.fullname
         statement = f"INSERT OR IGNORE INTO {inbox} (handler, message_id, handled_at) VALUES (?, ?, {NOW})"  # noqa: S608 - the name is checked at bootstrap
         return execute(connection, statement, handler, message_id, shift(store.ahead)) == 1
+
+    async def check(self, store: Store) -> None:
+        """Rely on nothing that could be changed."""
 
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
         """Need nothing: the transaction is the only one that writes."""

@@ -16,10 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from cqrs import migrations
 from cqrs.codec import BROKER
 from cqrs.errors import DatabaseUnreachable, DrainTimeout, NotOpen, SchemaError
+from cqrs.outbox.carrier import Carrier
 from cqrs.outbox.desk import Outbox
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import DEAD
-from cqrs.outbox.store import Store
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
 from cqrs.registry import Kind
 from cqrs.schema import VERSION
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cqrs.context import Context
     from cqrs.outbox.database import Database
     from cqrs.outbox.publisher import Publisher
+    from cqrs.outbox.store import Store
     from cqrs.signature import Handler
 
 log = logging.getLogger(__name__)
@@ -76,11 +77,13 @@ class Storage:
         self.relay = Relay(store, publishers, end=end, skipping=skipping, pace=pace)
         self.outbox = Outbox(store, self.relay.look, skipping)
         self._name = name
+        self._carrier = Carrier(store)
         self._database = database
         self._publishers = list({id(publisher): publisher for publisher in publishers.values()}.values())
         self._handlers = handlers
         self._skipping = skipping
         self._publishes = publishes
+        self._relays_to_broker = BROKER in publishers
         self._relays = relays
         self._keeping = keeping
         self._listen_url = listen_url
@@ -139,13 +142,15 @@ class Storage:
             await self._connect()
             await self._check_schema()
             await self._check_settings()
+            await self._carrier.agree()
+            stack.push_async_callback(self._carrier.leave)
             await self._report_unserved(0.0)
             for publisher in self._publishers:
                 await publisher.open()
                 stack.push_async_callback(publisher.close)
+            stack.push_async_callback(self.relay.stop)
             if self._relays:
                 self.relay.start()
-                stack.push_async_callback(self.relay.stop)
             heard = self.relay.wake if self._relays else None
             bell = self.store.dialect.bell(self.store, heard, self._listen_url)
             if bell is not None:
@@ -189,6 +194,8 @@ class Storage:
         if number != VERSION:
             raise SchemaError(_schema_advice(number, database))
 
+        await self.store.dialect.check(self.store)
+
     async def _check_settings(self) -> None:
         found = await self.store.record(self._wanted())
         if found["application"] != self._name:
@@ -208,12 +215,12 @@ class Storage:
         return {
             "application": self._name,
             "slots": str(self.store.slots),
-            "carrier": "relay",
+            "carrier": self._carrier.name,
             "schema": str(VERSION),
         }
 
     async def _report_unserved(self, age: float) -> None:
-        served = [*self._handlers, BROKER] if self._publishes else self._handlers
+        served = [*self._handlers, BROKER] if self._relays_to_broker else self._handlers
         waiting = dict(await self.store.unserved(served, age))
         new = waiting.keys() - self._reported
         self._reported = set(waiting)
@@ -234,13 +241,16 @@ class Storage:
                 await self.store.parked.wake_heads(self._skipping)
                 await self._forget()
                 await self.store.record(self._wanted())
+                await self._carrier.stay()
                 await self._report_unserved(UNCLAIMED)
             except Exception as error:  # noqa: BLE001 - tried again in a minute
                 log.warning("Housekeeping failed and is tried again: %s", error)
 
     async def _forget(self) -> None:
         for _ in range(100):
-            if not await self.store.inbox.forget(inbox=self._keeping.inbox, dead=self._keeping.dead, skipping=self._skipping):
+            if not await self.store.inbox.forget(
+                inbox=self._keeping.inbox, dead=self._keeping.dead, skipping=self._skipping
+            ):
                 return
 
     # Draining

@@ -1,15 +1,31 @@
-"""The statements over the outbox and the settings of one set of tables; with `parked`, `inbox` and the dialects the
-only module that speaks SQL about them.
+"""The statements over the outbox and the settings of one set of tables.
+
+With `parked`, `inbox`, `leases`, `locks` and the dialects the only module that speaks SQL about them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 from zlib import crc32
 
-from sqlalchemy import MetaData, and_, delete, exists, func, insert, literal, or_, select, union_all
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    MetaData,
+    SmallInteger,
+    any_,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.exc import IntegrityError
 
 from cqrs.codec import BROKER, headers_text
@@ -112,12 +128,16 @@ class Dialect(Protocol):
         """Return the database's time so many seconds from now, as it is stored."""
         ...
 
-    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[float]:
+    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the seconds from the database's time to a stored moment."""
         ...
 
     def take(self, connection: Connection, store: Store, handler: str, message_id: str) -> bool:
         """Write an inbox row unless it is there; returns whether it was not."""
+        ...
+
+    async def check(self, store: Store) -> None:
+        """Raise `SchemaError` where somebody changed what the dialect relies on."""
         ...
 
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
@@ -195,22 +215,28 @@ class Store:
         if self.strict:
             keys = {f"{envelope.topic}\0{envelope.key}" for envelope in envelopes if envelope.key is not None}
             await self.dialect.serialise(connection, self, keys)
-        kept = [envelope for envelope in envelopes if not (self.logged and envelope.destination == BROKER)]
+        logged = [envelope for envelope in envelopes if self.logged and envelope.destination == BROKER]
+        kept = [envelope for envelope in envelopes if not self.logged or envelope.destination != BROKER]
         if kept:
             await self._insert(connection, kept)
-        for envelope in envelopes:
-            if self.logged and envelope.destination == BROKER:
-                await self._pass_through(connection, envelope)
+        if logged:
+            await self._pass_through(connection, logged)
 
     async def _insert(self, connection: AsyncConnection, envelopes: Sequence[Envelope]) -> None:
         table = self.tables.outbox
         await connection.execute(insert(table).values(created_at=self.now()), [self._values(e) for e in envelopes])
 
-    async def _pass_through(self, connection: AsyncConnection, envelope: Envelope) -> None:
+    async def _pass_through(self, connection: AsyncConnection, envelopes: Sequence[Envelope]) -> None:
         table = self.tables.outbox
-        added = insert(table).values(created_at=self.now(), **self._values(envelope)).returning(table.c.slot, table.c.id)
-        slot, number = (await connection.execute(added)).one()
-        await connection.execute(delete(table).where(table.c.slot == slot, table.c.id == number))
+        added = insert(table).returning(table.c.slot, table.c.id, sort_by_parameter_order=True)
+        values = [{"created_at": _emitted(envelope), **self._values(envelope)} for envelope in envelopes]
+        rows = (await connection.execute(added, values)).all()
+        slots, ids = sorted({row[0] for row in rows}), [row[1] for row in rows]
+        these = (
+            table.c.slot == any_(literal(slots, ARRAY(SmallInteger))),
+            table.c.id == any_(literal(ids, ARRAY(BigInteger))),
+        )
+        await connection.execute(delete(table).where(*these))
 
     def _values(self, envelope: Envelope) -> dict[str, Any]:
         return {
@@ -260,7 +286,7 @@ class Store:
     def wanted(self, view: View) -> list[ColumnElement[bool]]:
         """Return the conditions for the outbox's rows that a view shows."""
         table = self.tables.outbox
-        conditions = [table.c.destination.in_(view.destinations)]
+        conditions: list[ColumnElement[bool]] = [table.c.destination.in_(view.destinations)]
         if view.topic is not None:
             conditions.append(table.c.topic == view.topic)
         return conditions + [
@@ -318,7 +344,7 @@ class Store:
     ) -> Counter[str]:
         old = (rows.c.destination.not_in(destinations), rows.c.created_at <= self.now(-age), *conditions)
         query = select(rows.c.destination, func.count()).where(*old).group_by(rows.c.destination)
-        return Counter({destination: count for destination, count in await connection.execute(query)})
+        return Counter({row[0]: row[1] for row in await connection.execute(query)})
 
     # Settings
 
@@ -349,3 +375,9 @@ class Store:
                 if absent:
                     await connection.execute(insert(slot), absent)
         return {**wanted, **found}
+
+
+def _emitted(envelope: Envelope) -> datetime:
+    """Return when an event was emitted: nobody but the log's reader sees its row, and makes `ce_time` of it."""
+    moment = envelope.headers.get("ce_time")
+    return datetime.now(UTC) if moment is None else datetime.fromisoformat(moment)

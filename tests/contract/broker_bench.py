@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from uuid import uuid4
 
 from cqrs.codec import Envelope
@@ -55,12 +54,12 @@ class BrokerBench:
 
     def prepared(self, envelope: Envelope) -> Envelope:
         """Return an envelope as this bench publishes it."""
-        envelope = replace(envelope, topic=self.topic)
+        envelope = envelope._replace(topic=self.topic)
         if envelope.message_id in self.refused:
             envelope = self.refusable(envelope)
         if envelope.message_id == self.last:
             kind = type("Stopping", (StoppingEnvelope,), {"publisher": self.inner})
-            envelope = kind(*(getattr(envelope, name) for name in Envelope.__slots__))
+            envelope = kind(*envelope)
         return envelope
 
     def refusable(self, envelope: Envelope) -> Envelope:

@@ -1,8 +1,6 @@
 """What every store must do: the suite that the test class of each database inherits."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
-from typing import Any
 
 import pytest
 from sqlalchemy import text, update
@@ -82,9 +80,7 @@ async def keep(store: Store, owner: str = "one") -> None:
     await relays(store).claims[owner].keep()
 
 
-async def due(
-    store: Store, owner: str = "retries", *, destination: str = "handler", limit: int = 100
-) -> list[Claimed]:
+async def due(store: Store, owner: str = "retries", *, destination: str = "handler", limit: int = 100) -> list[Claimed]:
     """Claim retries that are due; what this owner claimed before is handed back."""
     await give_back(store, owner)
     found = await relays(store).lane(owner).retry(view(destination), limit)
@@ -100,7 +96,9 @@ async def give_back(store: Store, owner: str) -> None:
         await held.settle([], [], held.rows)
 
 
-async def end_retries(store: Store, done: Sequence[Claimed] = (), failed: Sequence[Verdict] = (), returned: Sequence[Claimed] = ()) -> None:
+async def end_retries(
+    store: Store, done: Sequence[Claimed] = (), failed: Sequence[Verdict] = (), returned: Sequence[Claimed] = ()
+) -> None:
     await relays(store).claims.pop("retries").settle(done, failed, returned)
 
 
@@ -421,7 +419,7 @@ class StoreContract:
         rows = await due(store)
         await end_retries(store, rows, [], [])
         (row,) = await due(store)
-        assert row.envelope == replace(letter(2), parked=True)
+        assert row.envelope == letter(2)._replace(parked=True)
 
     async def test_a_retry_that_dies_holds_back_the_next_of_its_key(self, store: Store):
         await add(store, letter(1), letter(2))
@@ -595,7 +593,7 @@ class StoreContract:
         await park(store, None)
         assert await store.parked.replay(await self.seqs(store), ()) == 1
         (row,) = await due(store)
-        assert (row.attempts, row.envelope) == (0, replace(letter(1), parked=True))
+        assert (row.attempts, row.envelope) == (0, letter(1)._replace(parked=True))
 
     async def test_only_dead_rows_are_replayed(self, store: Store):
         await add(store, letter(1))

@@ -1,7 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import aiokafka.client
@@ -12,10 +11,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from cqrs.brokers.kafka import Kafka
 from cqrs.codec import Envelope
 from cqrs.outbox import Failed, Fate, Unavailable
-from tests.brokers import url_of
 from tests.contract.broker_bench import TIMEOUT, BrokerBench
 from tests.contract.publisher import BrokerContract, letter, letters, shape
 from tests.proxy import Proxy
+from tests.servers import server
 
 pytestmark = pytest.mark.services
 
@@ -28,7 +27,7 @@ class KafkaBench(BrokerBench):
     server: str
 
     def refusable(self, envelope: Envelope) -> Envelope:
-        return replace(envelope, payload=b"x" * LIMIT)
+        return envelope._replace(payload=b"x" * LIMIT)
 
     async def create(self, *, partitions: int = PARTITIONS) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.server)
@@ -36,8 +35,22 @@ class KafkaBench(BrokerBench):
         try:
             configs = {"max.message.bytes": str(LIMIT)}
             await admin.create_topics([NewTopic(self.topic, partitions, 1, topic_configs=configs)])
+            while not await self._is_led(admin):  # noqa: ASYNC110 - a cluster tells nobody
+                await asyncio.sleep(0.01)
         finally:
             await admin.close()
+
+    async def remove(self) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.server)
+        await admin.start()
+        try:
+            await admin.delete_topics([self.topic])
+        finally:
+            await admin.close()
+
+    async def _is_led(self, admin: AIOKafkaAdminClient) -> bool:
+        (found,) = await admin.describe_topics([self.topic])
+        return found["error_code"] == 0 and all(place["error_code"] == 0 for place in found["partitions"])
 
     async def records(self) -> list[Any]:
         consumer = AIOKafkaConsumer(bootstrap_servers=self.server, enable_auto_commit=False)
@@ -77,20 +90,21 @@ async def by_proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KafkaBench]:
-    server = url_of("KAFKA_URL").removeprefix("kafka://")
-    async with by_proxy(server, monkeypatch) as proxy:
-        bench = KafkaBench(Kafka(server, timeout=TIMEOUT), proxy)
-        bench.server = server
+    address = server("KAFKA_URL").removeprefix("kafka://")
+    async with by_proxy(address, monkeypatch) as proxy:
+        bench = KafkaBench(Kafka(address, timeout=TIMEOUT), proxy)
+        bench.server = address
         await bench.create()
         await bench.open()
         yield bench
         proxy.resume()
         await bench.close()
+        await bench.remove()
 
 
 class TestKafkaPublisher(BrokerContract):
     async def test_a_message_is_as_the_wire_says(self, bench: KafkaBench):
-        sent = replace(letter("1", "größe"), headers={"note": "grün"})
+        sent = letter("1", "größe")._replace(headers={"note": "grün"})
         await bench.publish([sent])
         (record,) = await bench.records()
         assert (record.key, record.value) == ("größe".encode(), sent.payload)
@@ -118,7 +132,7 @@ class TestKafkaPublisher(BrokerContract):
         assert {record.partition for record in await bench.records()} == set(range(PARTITIONS))
 
     async def test_a_message_that_is_too_large_for_the_client_names_the_limit_and_its_size(self, bench: KafkaBench):
-        large = replace(letter("2"), payload=b"x" * 1_048_576)
+        large = letter("2")._replace(payload=b"x" * 1_048_576)
         outcomes = await bench.publish([letter("1"), large, letter("3"), letter("4", "b")])
         assert shape(outcomes) == ["delivered", "failed", "not sent", "delivered"]
         assert isinstance(outcomes[1], Failed)
@@ -144,14 +158,14 @@ class TestKafkaPublisher(BrokerContract):
             ]
 
     async def test_batches_that_are_too_large_for_the_topic_are_divided(self, bench: KafkaBench):
-        batch = [replace(letter(f"{number:03}", "a"), payload=b"x" * 3000) for number in range(100)]
+        batch = [letter(f"{number:03}", "a")._replace(payload=b"x" * 3000) for number in range(100)]
         assert set(await bench.publish(batch)) == {Fate.DELIVERED}
         assert await bench.arrived() == [f"{number:03}" for number in range(100)]
 
     async def test_a_topic_that_is_not_there_is_unavailable_and_holds_up_no_other(self, bench: KafkaBench):
-        missing = replace(letter("9"), topic="no topic can have this name")
-        there = replace(letter("1"), topic=bench.topic)
-        outcomes = await bench.inner.publish([missing, there, replace(missing, message_id="10")])
+        missing = letter("9")._replace(topic="no topic can have this name")
+        there = letter("1")._replace(topic=bench.topic)
+        outcomes = await bench.inner.publish([missing, there, missing._replace(message_id="10")])
         assert shape(outcomes) == ["unavailable", "delivered", "not sent"]
         assert isinstance(outcomes[0], Unavailable)
         assert not outcomes[0].everything

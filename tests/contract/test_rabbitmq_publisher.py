@@ -1,6 +1,5 @@
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -12,10 +11,10 @@ from cqrs.brokers import confirms
 from cqrs.brokers.rabbitmq import RabbitMQ
 from cqrs.codec import Envelope
 from cqrs.outbox import Failed, Fate, Unavailable
-from tests.brokers import url_of
 from tests.contract.broker_bench import TIMEOUT, BrokerBench
 from tests.contract.publisher import BrokerContract, letter, letters, shape
 from tests.proxy import Proxy
+from tests.servers import server
 
 pytestmark = pytest.mark.services
 
@@ -25,7 +24,7 @@ class RabbitBench(BrokerBench):
     url: URL
 
     def refusable(self, envelope: Envelope) -> Envelope:
-        return replace(envelope, type="Refused")
+        return envelope._replace(type="Refused")
 
     async def bind(self) -> None:
         """Bind a queue for what is taken, and one that is full for what is refused."""
@@ -52,7 +51,7 @@ class RabbitBench(BrokerBench):
 
 @pytest.fixture
 async def bench() -> AsyncIterator[RabbitBench]:
-    url = URL(url_of("RABBITMQ_URL"))
+    url = URL(server("RABBITMQ_URL"))
     async with Proxy(str(url.host), url.port or 5672) as proxy:
         connection = await aiormq.connect(url)
         bench = RabbitBench(RabbitMQ(str(url.with_port(proxy.port)), timeout=TIMEOUT), proxy)
@@ -76,7 +75,7 @@ class TestRabbitMQPublisher(BrokerContract):
             "correlation_id": "story",
             "note": "grün",
         }
-        sent = replace(letter("1", "größe"), headers=headers)
+        sent = letter("1", "größe")._replace(headers=headers)
         await bench.publish([sent])
         (message,) = await bench.messages()
         properties = message.header.properties
@@ -94,14 +93,24 @@ class TestRabbitMQPublisher(BrokerContract):
         self, bench: RabbitBench, monkeypatch: pytest.MonkeyPatch, send: Any
     ):
         monkeypatch.setattr("cqrs.brokers.rabbitmq.send", send)
-        large = replace(letter("large", "l"), payload=b"x" * 300_000)
-        empty = replace(letter("empty", "e"), payload=b"")
+        large = letter("large", "l")._replace(payload=b"x" * 300_000)
+        empty = letter("empty", "e")._replace(payload=b"")
         bench.refused.add("n1")
-        unbound = replace(letter("u1", "u"), type="Unbound")
-        batch = [large, *letters("123", "a"), empty, letter("n1", "n"), letter("n2", "n"), unbound, *letters("456", None)]
+        unbound = letter("u1", "u")._replace(type="Unbound")
+        batch = [
+            large,
+            *letters("123", "a"),
+            empty,
+            letter("n1", "n"),
+            letter("n2", "n"),
+            unbound,
+            *letters("456", None),
+        ]
         outcomes = shape(await bench.publish(batch))
         assert outcomes == [*["delivered"] * 5, "failed", "not sent", "unavailable", *["delivered"] * 3]
-        messages = {m.header.properties.message_id: m for m in [await bench.channel.basic_get(bench.topic) for _ in "12345678"]}
+        messages = {
+            m.header.properties.message_id: m for m in [await bench.channel.basic_get(bench.topic) for _ in "12345678"]
+        }
         assert sorted(messages) == sorted(["large", "empty", *"123456"])
         assert messages["large"].body == large.payload
         assert messages["empty"].body == b""
@@ -114,8 +123,8 @@ class TestRabbitMQPublisher(BrokerContract):
         assert "reject-publish" in str(outcome.error)
 
     async def test_a_message_that_no_queue_takes_makes_its_topic_unavailable(self, bench: RabbitBench):
-        unbound = replace(letter("2", "b"), type="Unbound")
-        outcomes = await bench.publish([letter("1"), unbound, replace(letter("3", "b")), letter("4")])
+        unbound = letter("2", "b")._replace(type="Unbound")
+        outcomes = await bench.publish([letter("1"), unbound, letter("3", "b"), letter("4")])
         assert shape(outcomes) == ["delivered", "unavailable", "not sent", "delivered"]
         assert isinstance(outcomes[1], Unavailable)
         assert not outcomes[1].everything
@@ -125,7 +134,7 @@ class TestRabbitMQPublisher(BrokerContract):
 
     async def test_a_message_that_is_too_large_names_the_limit_and_its_size(self, bench: RabbitBench):
         bench.inner._limit = 1000
-        large = replace(letter("2"), payload=b"x" * 1001)
+        large = letter("2")._replace(payload=b"x" * 1001)
         outcomes = await bench.publish([letter("1"), large, letter("3"), letter("4", "b")])
         assert shape(outcomes) == ["delivered", "failed", "not sent", "delivered"]
         assert isinstance(outcomes[1], Failed)
@@ -133,7 +142,7 @@ class TestRabbitMQPublisher(BrokerContract):
         assert "has a body of 1001 bytes; at most 1000 are sent" in str(outcomes[1].error)
 
     async def test_a_message_that_amqp_cannot_carry_has_failed_for_good(self, bench: RabbitBench):
-        long = replace(letter("2"), type="x" * 300)
+        long = letter("2")._replace(type="x" * 300)
         outcomes = await bench.publish([letter("1"), long, letter("3"), letter("4", "b")])
         assert shape(outcomes) == ["delivered", "failed", "not sent", "delivered"]
         assert isinstance(outcomes[1], Failed)
@@ -141,7 +150,7 @@ class TestRabbitMQPublisher(BrokerContract):
 
     async def test_an_exchange_is_declared_at_its_first_use(self, bench: RabbitBench):
         other = f"{bench.topic}.declared"
-        (outcome,) = await bench.inner.publish([replace(letter("1"), topic=other)])
+        (outcome,) = await bench.inner.publish([letter("1")._replace(topic=other)])
         assert "No queue is bound" in str(outcome.error)
         await bench.channel.exchange_declare(other, exchange_type="topic", durable=True)  # as it is there
         await bench.channel.exchange_delete(other)
@@ -149,7 +158,7 @@ class TestRabbitMQPublisher(BrokerContract):
     async def test_an_exchange_that_is_not_there_is_unavailable_without_declare(self, bench: RabbitBench):
         publisher = RabbitMQ(str(bench.url), timeout=TIMEOUT, declare=False)
         await publisher.open()
-        missing, there = replace(letter("1"), topic=f"{bench.topic}.missing"), replace(letter("2"), topic=bench.topic)
+        missing, there = letter("1")._replace(topic=f"{bench.topic}.missing"), letter("2")._replace(topic=bench.topic)
         outcomes = await publisher.publish([missing, there])
         await publisher.close()
         assert shape(outcomes) == ["unavailable", "delivered"]
@@ -168,7 +177,7 @@ class TestRabbitMQPublisher(BrokerContract):
     async def test_an_exchange_of_another_type_is_unavailable(self, bench: RabbitBench):
         other = f"{bench.topic}.fanout"
         await bench.channel.exchange_declare(other, exchange_type="fanout")
-        (outcome,) = await bench.inner.publish([replace(letter("1"), topic=other)])
+        (outcome,) = await bench.inner.publish([letter("1")._replace(topic=other)])
         await bench.channel.exchange_delete(other)
         assert isinstance(outcome, Unavailable)
         assert not outcome.everything

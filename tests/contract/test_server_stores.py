@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cqrs import migrations
 from cqrs.codec import Envelope
-from cqrs.outbox import mysql
+from cqrs.outbox import locks
 from cqrs.outbox.database import dialect_of
 from cqrs.outbox.store import Store
 from tests.contract.store import OTHER_LANES, OpenStore, StoreContract, add, claim, letter, numbers, relays, settle
@@ -69,6 +69,20 @@ class ServerContract(StoreContract):
                 await connection.execute(text("DELETE FROM cqrs_settings WHERE name <> 'schema'"))
             await engine.dispose()
 
+    @pytest.fixture(autouse=True)
+    def sizes_are_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let the first claim be as large as any other."""
+        monkeypatch.setattr(locks, "CAREFUL", 10_000)
+
+    async def test_a_first_claim_is_small_since_nobody_knows_how_large_rows_are(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(locks, "CAREFUL", 2)
+        await add(store, *(letter(number) for number in range(20)))
+        assert len(await claim(store)) == 2
+        await settle(store)
+        assert len(await claim(store)) == 8
+
     async def test_slots_of_a_lane_that_was_closed_are_free(self, store: Store):
         await add(store, letter(1))
         await claim(store, "one")
@@ -105,20 +119,6 @@ class TestAsyncmy(ServerContract):
 
     def engine(self, url: str) -> AsyncEngine:
         return create_async_engine(url, pool_size=5, isolation_level="REPEATABLE READ")
-
-    @pytest.fixture(autouse=True)
-    def sizes_are_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let the first claim be as large as any other."""
-        monkeypatch.setattr(mysql, "CAREFUL", 10_000)
-
-    async def test_a_first_claim_is_small_since_nobody_knows_how_large_rows_are(
-        self, store: Store, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setattr(mysql, "CAREFUL", 2)
-        await add(store, *(letter(number) for number in range(20)))
-        assert len(await claim(store)) == 2
-        await settle(store)
-        assert len(await claim(store)) == 8
 
     # A key that ends with a blank is refused at emit: MySQL does not tell it apart.
     @pytest.mark.parametrize("other", [other for other in OTHER_LANES if other.key != "a "])

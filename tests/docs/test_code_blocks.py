@@ -21,6 +21,8 @@ COVERED_ELSEWHERE = {
     "pip install cqrs-toolkit": "wants the network; the test that installs the built wheel",
     "pip install 'cqrs-toolkit[all]'": "wants the network; `make test` sets up its environment with it",
     "pip install 'cqrs-toolkit[cli]'": "wants the network; `make demo` sets up its environment with it",
+    "pip install 'cqrs-toolkit[kafka]'": "wants the network; `make test` sets up its environment with it",
+    "pip install 'cqrs-toolkit[rabbitmq]'": "wants the network; `make test` sets up its environment with it",
     "uv add cqrs-toolkit": "wants the network; the test that installs the built wheel",
     "make demo": "sets up an environment; .ci/run, section Demo",
     "make demo CSV=orders.csv": "sets up an environment; the tests of examples/shop pass files of their own",

@@ -387,13 +387,15 @@ def test_a_broker_without_a_database_is_refused(registry: cqrs.Registry):
     ]
 
 
-def test_a_broker_by_url_is_refused_without_showing_it(registry: cqrs.Registry, database: str):
-    assert problems(registry=registry, database=database, broker="amqp://me:secret@queue") == [
-        (
-            "The broker 'amqp:' is not part of this version. "
-            "Pass an object with open, close and publish (cqrs.Publisher), or None."
-        )
-    ]
+def test_a_broker_of_an_unknown_scheme_is_refused_without_showing_it(registry: cqrs.Registry, database: str):
+    (problem,) = problems(registry=registry, database=database, broker="nats://me:secret@queue")
+    assert problem.startswith("The scheme 'nats' is none that a broker has. Use one of kafka://")
+    assert "secret" not in problem
+
+
+def test_a_wrong_lease_does_not_hide_what_is_wrong_with_the_broker(registry: cqrs.Registry, database: str):
+    found = problems(registry=registry, database=database, broker="nats://queue", lease="long")
+    assert [problem.partition(" ")[0] for problem in found] == ["The", "lease='long'"]
 
 
 @pytest.mark.parametrize(
@@ -401,6 +403,26 @@ def test_a_broker_by_url_is_refused_without_showing_it(registry: cqrs.Registry, 
 )
 def test_what_needs_postgresql_is_refused(registry: cqrs.Registry, database: str, wish: dict[str, Any], named: str):
     assert problems(registry=registry, database=database, **wish) == [f"{named} needs PostgreSQL. Leave it out."]
+
+
+def test_what_the_log_carries_needs_neither_a_broker_nor_a_handler(registry: cqrs.Registry):
+    event = registry.integration_event(topic="orders")(type("Shipped", (cqrs.Event,), {}))
+    options = {"registry": registry, "database": "postgresql+asyncpg://nobody@nowhere/shop"}
+    assert cqrs.bootstrap(carrier="log", **options).plans == {}
+    assert [problem.split(" (")[0] for problem in problems(**options)] == [
+        f"{event.__qualname__} is published to 'orders', but there is neither a broker nor a handler of it"
+    ]
+
+
+def test_handlers_of_what_the_log_carries_get_it_from_the_broker(registry: cqrs.Registry):
+    event = registry.integration_event(topic="orders")(type("Shipped", (cqrs.Event,), {}))
+
+    @registry.event_handler(name="receive")
+    async def receive(event: event) -> None: ...
+
+    options = {"registry": registry, "database": "postgresql+asyncpg://nobody@nowhere/shop"}
+    assert [*cqrs.bootstrap(**options).storage.relay._publishers] == ["receive"]
+    assert [*cqrs.bootstrap(carrier="log", **options).storage.relay._publishers] == []
 
 
 TEN_MISTAKES = """

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cqrs
-from cqrs.codec import Codec, Envelope, headers_of, headers_text, key_text, saved_headers
+from cqrs.codec import Codec, Envelope, headers_of, headers_text, key_text, received_headers, saved_headers
 from cqrs.context import Trace
 from tests.unit.support import RecordingPublisher
 
@@ -308,8 +309,9 @@ def test_an_event_that_nothing_caused_has_no_causation():
     assert "causation_id" not in saved_headers(Trace("m", "m"), "shop")
 
 
-def test_the_time_is_that_of_rfc_3339():
+def test_the_time_is_that_of_rfc_3339_in_microseconds():
     text = saved_headers(Trace("m", "m"), "shop")["ce_time"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", text)
     assert pydantic.TypeAdapter(pydantic.AwareDatetime).validate_json(f'"{text}"').utcoffset() == timedelta(0)
 
 
@@ -378,3 +380,32 @@ def test_order_is_kept_within_destination_topic_and_key():
 def test_an_event_without_a_key_is_in_a_lane_of_its_own():
     envelope = Envelope("m1", "broker", "orders", None, "OrderPlaced", {}, b"{}")
     assert envelope.lane == ("broker", "orders", "m1")
+
+
+TRACE = Trace("m1", "c1", "m0", {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
+
+
+def relayed(envelope: Envelope) -> list[tuple[str, bytes]]:
+    return [(name, value.encode()) for name, value in envelope.wire_headers.items()]
+
+
+def test_headers_are_the_same_from_the_relay_and_folded_into_one_header():
+    envelope = Envelope("m1", "broker", "orders", "o1", "Bestellung☃", saved_headers(TRACE, "läden"), b"{}")
+    own = {"ce_id", "ce_type", "ce_specversion", "ce_source", "ce_time", "content-type"}
+    logged = [(name, value) for name, value in relayed(envelope) if name in own]
+    logged.append(("headers", headers_text(envelope.headers).encode()))
+    assert received_headers(relayed(envelope)) == received_headers(logged) == envelope.wire_headers
+
+
+def test_what_was_saved_comes_before_what_a_connector_was_told():
+    assert received_headers([("headers", b'{"ce_source":"shop"}'), ("ce_source", b"sohp")]) == {"ce_source": "shop"}
+
+
+@pytest.mark.parametrize("value", [b"", b"gzip", b"[1]", b"\xff", b"[" * 100_000], ids=lambda value: str(value[:6]))
+def test_a_header_of_that_name_with_another_meaning_stays(value: bytes):
+    found = received_headers([("headers", value), ("ce_id", b"m1")])
+    assert found == {"headers": value.decode(errors="replace"), "ce_id": "m1"}
+
+
+def test_headers_of_foreign_messages_may_be_missing_repeated_or_no_text():
+    assert received_headers([("a", b"1"), ("a", b"2"), ("b", None), ("c", b"\xff")]) == {"a": "2", "c": "\ufffd"}

@@ -112,7 +112,10 @@ def test_each_change_is_told_once(clock: list[float], caplog: pytest.LogCaptureF
     learn(circuits, Fate.DELIVERED)
     learn(circuits, Fate.DELIVERED)
     assert [(found.levelno, found.getMessage()) for found in caplog.records] == [
-        (logging.ERROR, "The topic 'orders' of 'broker' is out of reach; its rows wait and nothing else does: no leader"),
+        (
+            logging.ERROR,
+            "The topic 'orders' of 'broker' is out of reach; its rows wait and nothing else does: no leader",
+        ),
         (logging.WARNING, "The topic 'orders' of 'broker' is in reach again after 3 failures."),
     ]
 

@@ -11,7 +11,7 @@ from cqrs.codec import Envelope
 from cqrs.errors import DecodingError
 from cqrs.outbox import circuits
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher, Unavailable
-from cqrs.outbox.relay import Pace, Relay, describe
+from cqrs.outbox.relay import Faults, Pace, Relay, describe
 from cqrs.outbox.rows import Claimed, Probe, Verdict, View
 from cqrs.outbox.store import Nothing
 from tests.unit.outbox.support import until
@@ -85,9 +85,7 @@ class FakeStore:
     async def settle(self, done: Sequence[Claimed], failed: Sequence[Verdict], _: Sequence[Claimed]) -> None:
         self.settled.append(([row.id for row in done], list(failed)))
 
-    async def settle_due(
-        self, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]
-    ) -> None:
+    async def settle_due(self, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]) -> None:
         self.settled_due.append(([row.id for row in done], list(failed), [row.id for row in returned]))
 
 
@@ -599,14 +597,14 @@ async def test_a_lane_that_has_work_again_says_so(store: FakeStore, caplog: pyte
     store.faults += [Lost("connection is closed")]
     store.outbox += [row(1)]
     async with relaying(make_relay(store, {"handler": FakePublisher()})):
-        await until(lambda: "The relay's lane 'outbox' works again after 1 faults." in caplog.messages)
+        await until(lambda: "The relay works again after 1 faults." in caplog.messages)
 
 
 async def test_a_lane_that_works_again_but_has_no_work_says_so(store: FakeStore, caplog: pytest.LogCaptureFixture):
     store.faults += [Lost("connection is closed")]
     async with relaying(make_relay(store, {"handler": FakePublisher()})):
         await until(lambda: store.claims == 2)
-        await until(lambda: "The relay's lane 'outbox' works again after 1 faults." in caplog.messages, 1.0)
+        await until(lambda: "The relay works again after 1 faults." in caplog.messages, 1.0)
 
 
 async def test_a_fault_after_a_recovery_is_told_again(store: FakeStore, caplog: pytest.LogCaptureFixture):
@@ -620,6 +618,24 @@ async def test_a_fault_after_a_recovery_is_told_again(store: FakeStore, caplog: 
         await until(lambda: ([2], []) in store.settled)
     told = [found.getMessage() for found in caplog.records if found.levelno == logging.ERROR]
     assert [line.rpartition(": ")[2] for line in told] == ["first", "second"]
+
+
+def test_what_ails_several_lanes_is_told_once(caplog: pytest.LogCaptureFixture):
+    faults = Faults()
+    for lane in ("outbox", "look", "outbox"):
+        faults.add(lane, Lost("connection is closed"))
+    faults.end("outbox")
+    faults.end("look")
+    assert caplog.messages == [
+        "The relay's lane 'outbox' has a fault and goes on trying: connection is closed",
+        "The relay's lane 'look' has a fault and goes on trying: connection is closed",
+        "The relay works again after 3 faults.",
+    ]
+
+
+def test_a_lane_that_works_when_all_do_says_nothing(caplog: pytest.LogCaptureFixture):
+    Faults().end("outbox")
+    assert caplog.messages == []
 
 
 async def test_a_publisher_that_raises_does_not_end_its_lane(store: FakeStore):
