@@ -15,7 +15,7 @@ def servers() -> Iterator[Instances]:
     for variable in VARIABLES.values():
         server(variable)
     with asyncio.Runner() as runner:
-        started = instances(tuple(VARIABLES))
+        started = instances()
         yield runner.run(started.__aenter__())
         runner.run(started.__aexit__(None, None, None))
 

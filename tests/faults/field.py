@@ -125,8 +125,9 @@ class Field:
             finally:
                 await self._end(self.processes)
                 await asyncio.gather(*self._tasks)
-                await self.broker.remove()
                 await self._engine.dispose()
+                with contextlib.suppress(Exception):  # it is interrupted while the broker is down
+                    await self.broker.remove()
 
     @property
     def processes(self) -> list[Process]:
@@ -357,6 +358,7 @@ async def field(name: str, instances: Instances, *, wishes: Wishes = Wishes(), s
     combination = COMBINATIONS[name]
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="cqrs-faults-"))
     async with contextlib.AsyncExitStack() as stack:
+        await instances.up(combination.servers)
         database = f"sqlite+aiosqlite:///{folder / 'faults.db'}"
         if combination.database:
             url = instances.urls[combination.database]

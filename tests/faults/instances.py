@@ -21,7 +21,9 @@ class Instances:
         self.urls: dict[str, str] = {}
 
     async def up(self, names: Sequence[str]) -> None:
-        """Start what is not up."""
+        """Start what was not started yet."""
+        if self.urls.keys() >= set(names):
+            return
         exported = await self._run("up", *names)
         found = dict(line.removeprefix("export ").split("=", 1) for line in exported.splitlines())
         self.urls |= {name: found[VARIABLES[name]].strip("'") for name in names}
@@ -55,16 +57,14 @@ class Instances:
 
 
 @contextlib.asynccontextmanager
-async def instances(names: Sequence[str]) -> AsyncIterator[Instances]:
-    """Start servers, and remove them with their data in the end; those in $FAULTS_SERVICES_HOME stay."""
+async def instances() -> AsyncIterator[Instances]:
+    """Where servers can be started; in the end they are removed with their data, or stay in $FAULTS_SERVICES_HOME."""
     given = os.environ.get("FAULTS_SERVICES_HOME")
     home = Path(given or await asyncio.to_thread(tempfile.mkdtemp, prefix="cqrs-faults-services-"))
     if not given:
         await asyncio.to_thread(home.chmod, 0o755)  # servers run under accounts of their own
     found = Instances(home)
     try:
-        if names:
-            await found.up(names)
         yield found
     finally:
         if not given:
