@@ -1,34 +1,63 @@
-"""python-cqrs in an environment of its own, whose process takes part in our rounds through a pipe."""
+"""Peers in environments of their own, whose processes take part in our rounds through a pipe."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import Runner
 
-PINNED = "python-cqrs==5.3.0"
-SHARED = ("aiosqlite", "dependency-injector", "sqlalchemy")
-"""What both use, in the version that we run with."""
-SCRIPT = Path(__file__).with_name("python_cqrs.py")
+HERE = Path(__file__).parent
 
 
 class Unavailable(Exception):
     """The peer cannot be measured here; the text says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is installed for a peer, and what it runs. `shared` is what both use, in the version that we run with."""
+
+    pinned: str
+    script: Path
+    shared: Sequence[str]
+    others: Sequence[str] = ("greenlet",)
+
+    @property
+    def name(self) -> str:
+        return self.pinned.partition("==")[0]
+
+
+PYTHON_CQRS = Kind("python-cqrs==5.3.0", HERE / "python_cqrs.py", ("aiosqlite", "dependency-injector", "sqlalchemy"))
+PYTHON_CQRS_OUTBOX = Kind(
+    "python-cqrs==5.3.0",
+    HERE / "peers" / "outbox_python_cqrs.py",
+    ("asyncpg", "pydantic", "sqlalchemy"),
+    ("greenlet", "uvloop"),
+)
+FASTSTREAM_OUTBOX = Kind(
+    "faststream-outbox==0.19.0",
+    HERE / "peers" / "outbox_faststream.py",
+    ("asyncpg", "pydantic", "sqlalchemy"),
+    ("greenlet", "uvloop"),
+)
+
+
 class Peer:
     """The running peer."""
 
-    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
+    def __init__(self, kind: Kind, process: subprocess.Popen[str], errors: Path) -> None:
+        self._kind = kind
         self._process = process
         self._errors = errors
         self.versions = self._answer()
@@ -41,6 +70,14 @@ class Peer:
 
         return run
 
+    def drainer(self, rows: int) -> Callable[[], Awaitable[float]]:
+        """Return a contestant of a peer with an outbox: it fills and empties it, and tells the nanoseconds a row."""
+
+        async def drain() -> float:
+            return await asyncio.to_thread(self._ask, {"rows": rows})
+
+        return drain
+
     def _ask(self, request: dict[str, Any]) -> Any:
         with suppress(BrokenPipeError):  # it has ended; there is no answer either, which says why
             print(json.dumps(request), file=self._process.stdin, flush=True)
@@ -49,20 +86,20 @@ class Peer:
     def _answer(self) -> Any:
         line = self._process.stdout.readline()
         if not line:
-            raise Unavailable("python-cqrs ended early: " + _last_line(self._errors.read_text()))
+            raise Unavailable(f"{self._kind.name} ended early: " + _last_line(self._errors.read_text()))
         return json.loads(line)
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Peer]:
-    """Install python-cqrs where that has not been done, and run it. Raises `Unavailable`."""
-    python = _environment()
+def running(folder: Path, kind: Kind = PYTHON_CQRS, argument: object = None) -> Iterator[Peer]:
+    """Install a peer where that has not been done, and run it. Raises `Unavailable`."""
+    python = _environment(kind)
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    errors = folder / "peer.log"
+    errors = folder / f"{kind.script.stem}.log"
     with (
         errors.open("w") as log,
         subprocess.Popen(
-            [python, SCRIPT, folder / "peer.db"],
+            [python, kind.script, argument or folder / "peer.db"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -71,14 +108,15 @@ def running(folder: Path) -> Iterator[Peer]:
             cwd=folder,
         ) as process,
     ):
-        yield Peer(process, errors)
+        yield Peer(kind, process, errors)
 
 
-def _environment() -> Path:
+def _environment(kind: Kind) -> Path:
     """Return the Python of the peer's environment, made at its first use and kept."""
-    wanted = [PINNED, *(f"{name}=={version(name)}" for name in SHARED), "greenlet"]
+    wanted = [kind.pinned, *(f"{name}=={version(name)}" for name in kind.shared), *kind.others]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cqrs-toolkit"
-    folder = cache / f"{PINNED.replace('==', '-')}-python{sys.version_info.major}.{sys.version_info.minor}"
+    of = f"{kind.pinned.replace('==', '-')}-{kind.script.stem}"
+    folder = cache / f"{of}-python{sys.version_info.major}.{sys.version_info.minor}"
     installed, python = folder / "installed.txt", folder / "bin" / "python"
     if installed.is_file() and installed.read_text().split() == wanted:
         return python
@@ -86,22 +124,22 @@ def _environment() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
     if uv:
-        _run(uv, "venv", "--python", sys.executable, folder)
-        _run(uv, "pip", "install", "--python", python, *wanted)
+        _run(kind, uv, "venv", "--python", sys.executable, folder)
+        _run(kind, uv, "pip", "install", "--python", python, *wanted)
     else:
-        _run(sys.executable, "-m", "venv", folder)
-        _run(python, "-m", "pip", "install", *wanted)
+        _run(kind, sys.executable, "-m", "venv", folder)
+        _run(kind, python, "-m", "pip", "install", *wanted)
     installed.write_text("\n".join(wanted))
     return python
 
 
-def _run(*command: str | Path) -> None:
+def _run(kind: Kind, *command: str | Path) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise Unavailable(f"{PINNED} could not be installed: {error}") from error
+        raise Unavailable(f"{kind.pinned} could not be installed: {error}") from error
     if done.returncode:
-        raise Unavailable(f"{PINNED} could not be installed: {_last_line(done.stderr)}")
+        raise Unavailable(f"{kind.pinned} could not be installed: {_last_line(done.stderr)}")
 
 
 def _last_line(errors: str) -> str:
