@@ -24,7 +24,7 @@ def test_the_page_explains_every_mistake_by_its_name():
 def test_the_page_shows_every_search_of_the_script():
     for verdict, name in [("holds", r'    Search\("\w+", "(.*?)"'), ("refuted", r'Mistake\("\w+", "(\w+)"')]:
         [listed] = re.findall(
-            r"^SEARCHES = .*?^\]" if verdict == "holds" else r"^MISTAKES = .*?^\]", SCRIPT, re.M | re.S
+            r"^SEARCHES = .*?^\]" if verdict == "holds" else r"^MISTAKES = .*?^\]", SCRIPT, re.MULTILINE | re.DOTALL
         )
         for shown in re.findall(name, listed):
             words = shown if verdict == "holds" else shown.replace("_", " ").lower()
