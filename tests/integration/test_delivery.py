@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -528,30 +529,33 @@ async def test_a_handler_may_send_commands_in_its_transaction(registry: cqrs.Reg
 # A database that is locked or full for the relay
 
 
-async def test_a_lock_that_outlasts_the_relays_patience_costs_no_attempt(registry: cqrs.Registry, tmp_path: Path):
+async def test_a_lock_that_outlasts_the_relays_patience_costs_no_attempt(
+    registry: cqrs.Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     database = f"sqlite+aiosqlite:///{tmp_path / 'app.db'}"
     seen = note(registry)
-    mine = create_async_engine(database, connect_args={"timeout": 0.01})
-    other = create_async_engine(database)
-    async with make(registry, mine) as app:
-        await app.emit(Happened(number=1))
-        await app.drain()
-        async with other.connect() as connection:
-            await connection.execute(text("BEGIN IMMEDIATE"))
-            storage_of(app).relay.wake()
-            await connection.execute(
-                text(
-                    "INSERT INTO cqrs_outbox (event_id, destination, topic, message_key, type, headers, payload, slot, "
-                    "created_at) VALUES ('e2', 'receive', 'orders', 'o1', 'Happened', '{}', "
-                    "CAST('{\"number\": 2}' AS BLOB), 0, '2026-01-01 00:00:00.000')"
-                )
+    async with make(registry, database):
+        pass  # by its URL, so that the file has a write-ahead log: readers are never locked out
+    async with AsyncExitStack() as stack:
+        mine = create_async_engine(database, connect_args={"timeout": 0.5})
+        other = create_async_engine(database)
+        stack.push_async_callback(mine.dispose)
+        stack.push_async_callback(other.dispose)
+        app = await stack.enter_async_context(make(registry, mine))
+        connection = await stack.enter_async_context(other.connect())
+        await connection.execute(text("BEGIN IMMEDIATE"))
+        await connection.execute(
+            text(
+                "INSERT INTO cqrs_outbox (event_id, destination, topic, message_key, type, headers, payload, slot, "
+                "created_at) VALUES ('e1', 'receive', 'orders', 'o1', 'Happened', '{}', "
+                "CAST('{\"number\": 1}' AS BLOB), 0, '2026-01-01 00:00:00.000')"
             )
-            await connection.commit()
+        )
         storage_of(app).relay.wake()
-        await until(lambda: seen == [("o1", 1), ("o1", 2)])
+        await until(lambda: "database is locked" in caplog.text)
+        await connection.commit()
+        await until(lambda: seen == [("o1", 1)])
         assert await app.outbox.dead() == []
-    await mine.dispose()
-    await other.dispose()
 
 
 # An app of two
