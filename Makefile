@@ -4,6 +4,7 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 CSV ?=
+MINUTES ?= 5
 ARGS ?=
 export VIRTUAL_ENV :=
 
@@ -27,7 +28,7 @@ WITH_SERVERS = eval "$$($(PY) scripts/services env)";
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage check format docs bench pythons clean
+.PHONY: help demo test coverage check format docs bench faults model pythons clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -58,8 +59,15 @@ docs: $(VENV)/.dev ## build the documentation into site/
 bench: $(VENV)/.dev ## measure, print a table and write JSON (ARGS: for the benchmarks)
 	$(WITH_SERVERS) $(PY) -m benchmarks $(ARGS)
 
+faults: $(VENV)/.dev ## kill, stop, cut and restart for MINUTES, then check that no promise was broken (ARGS: which combinations)
+	$(PY) -m tests.faults --minutes $(MINUTES) $(ARGS)
+
 pythons: ## the unit tests under every supported Python; with servers and SQLAlchemy 2.0 the database tests, too
 	eval "$$(scripts/services env)"; scripts/pythons
+
+model: ## search the models of the relay with spin (ARGS=--deep: further, ARGS="--show MISTAKE")
+	scripts/model $(ARGS)
+
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) .venvs build dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cqrs.checks import NO_DATABASE, Found, Wishes, check, is_number
+from cqrs.codec import BROKER
 from cqrs.context import Context, transaction_of
 from cqrs.errors import ConfigurationError, Problem
 from cqrs.mediator import Mediator
@@ -37,7 +38,7 @@ def bootstrap(
     registry: Registry | None = None,
     container: Any = None,
     database: str | AsyncEngine | async_sessionmaker[AsyncSession] | None = None,
-    broker: str | Publisher | None = None,
+    broker: str | Publisher | Any = None,
     middlewares: Sequence[Middleware] = (),
     commands_mapper: Mapper | None = None,
     queries_mapper: Mapper | None = None,
@@ -62,7 +63,8 @@ def bootstrap(
 
     `scan` names packages whose modules are imported, and registries; the application has the handlers in them, and
     those of the calling module. Without it, it has all that the registry holds. `container` is a dependency-injector
-    container or a mapping from types to factories. `database` is a URL, an `AsyncEngine` or an `async_sessionmaker`.
+    container or a mapping from types to factories. `database` is a URL, an `AsyncEngine` or an `async_sessionmaker`,
+    `broker` a URL, a `Publisher` or a FastStream broker.
     `broker=None` delivers published events to this application's own handlers, unless `carrier="log"` leaves them to
     the database's log, from which Debezium takes them to the broker.
 
@@ -241,7 +243,6 @@ def _publisher(wishes: Wishes, problems: list[Problem]) -> Publisher | None:
 
 def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publisher | None) -> Storage:
     from cqrs.brokers.local import Local
-    from cqrs.codec import BROKER
     from cqrs.outbox.relay import Pace
     from cqrs.outbox.storage import Keeping, Storage
     from cqrs.outbox.store import Store
@@ -276,7 +277,7 @@ def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publi
         publishers=publishers,
         handlers=list(handlers),
         end=_ending(handlers, wishes),
-        skipping=[name for name, handler in handlers.items() if (handler.on_dead or wishes.on_dead) == "skip"],
+        skipping=_skipping(handlers, wishes),
         publishes=wishes.publishes,
         relays=wishes.relay,
         pace=pace,
@@ -284,6 +285,12 @@ def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publi
         listen_url=wishes.listen_url,
     )
     return storage
+
+
+def _skipping(handlers: Mapping[str, Handler], wishes: Wishes) -> list[str]:
+    """Return the destinations whose dead rows hold back nothing."""
+    skipping = [name for name, handler in handlers.items() if (handler.on_dead or wishes.on_dead) == "skip"]
+    return [*skipping, BROKER] if wishes.on_dead == "skip" else skipping
 
 
 def _deliveries(plans: Mapping[type, Plan], *, publishes: bool) -> dict[tuple[str, str], tuple[Handler, Plan]]:

@@ -67,12 +67,13 @@ class Bell:
 
     async def _lasting(self, work: Callable[[], Any]) -> None:
         """Go on after every fault of the connection, until the work says that it is over."""
-        pause = 0.1
+        pause, tell = 0.1, log.warning
         while True:
             try:
                 await work()
             except Exception as error:  # noqa: BLE001 - whatever it is, polling goes on and so does this
-                log.debug("The bell lost its connection and opens another: %s", error)
+                tell("Wake-ups across processes have a fault, the relay polls, and they are tried again: %s", error)
+                tell = log.debug
                 await asyncio.sleep(pause)
                 pause = min(5.0, pause * 2)
             else:

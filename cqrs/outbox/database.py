@@ -24,6 +24,10 @@ POOL = 20
 """How many connections an engine of the toolkit's own keeps, and as many more for a while."""
 
 
+RECYCLED = 1800.0
+"""Seconds after which such an engine replaces a connection: servers and what stands between drop idle ones."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """A kind of database: an example of its URL, and what brings each of its async drivers."""
@@ -141,7 +145,7 @@ def _engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
     """Return an engine for writers and one for readers; on a server they are one."""
     if url.get_backend_name() == "sqlite":
         return sqlite.connect(url)
-    engine = create_async_engine(url, pool_size=POOL, max_overflow=POOL, pool_pre_ping=False)
+    engine = create_async_engine(url, pool_size=POOL, max_overflow=POOL, pool_recycle=RECYCLED)
     return engine, engine
 
 

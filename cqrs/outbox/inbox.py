@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, exists, or_, select
 
 from cqrs.outbox.parked import chunks
 from cqrs.outbox.rows import DEAD
+
+ID_LIMIT = 255
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -27,7 +30,7 @@ class Inbox:
 
     def take(self, connection: Connection, handler: str, message_id: str) -> bool:
         """Write a handler's inbox row; returns whether it was not there yet."""
-        return self._store.dialect.take(connection, self._store, handler, message_id)
+        return self._store.dialect.take(connection, self._store, handler, fitting(message_id))
 
     async def taken(self, envelopes: Sequence[Envelope]) -> set[tuple[str, str]]:
         """Return the (handler, message id) pairs among these that the inbox holds."""
@@ -42,7 +45,7 @@ class Inbox:
     async def has_taken(self, handler: str, message_id: str) -> bool:
         """Whether the inbox holds this pair."""
         table = self._table
-        query = exists().where(table.c.handler == handler, table.c.message_id == message_id)
+        query = exists().where(table.c.handler == handler, table.c.message_id == fitting(message_id))
         async with self._store.readers.connect() as connection:
             return bool(await connection.scalar(select(query)))
 
@@ -71,6 +74,11 @@ class Inbox:
                 for seqs in chunks(letters):
                     await connection.execute(delete(parked).where(parked.c.seq.in_(seqs)))
         return len(keys) + len(letters)
+
+
+def fitting(message_id: str) -> str:
+    """Return a message's id as the inbox keeps it: a foreign one that is too long for the column by its hash."""
+    return message_id if len(message_id) <= ID_LIMIT else sha256(message_id.encode()).hexdigest()
 
 
 def _by_handler(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Sequence[str]]]:

@@ -33,6 +33,9 @@ CAREFUL = 100
 class Slots(Protocol):
     """How one kind of server locks slots, reads their rows and deletes them; one object a lane."""
 
+    ends_idle_sessions: bool
+    """Whether the limit on a silent client would also end a session that has nothing to do."""
+
     @property
     def floors(self) -> Mapping[int, int]:
         """Below which id nothing is left in a slot, where that is known."""
@@ -130,7 +133,7 @@ class LockedLane:
         async with self._in_time() as connection:
             locked = await self._slots.lock(connection, view, self._lease)
             if isinstance(locked, Nothing):
-                await connection.rollback()
+                await self._rest(connection)
                 return locked
             rows, held = await self._slots.read(connection, locked, view, limit)
             await self._store.parked.hold_back(connection, held)
@@ -146,8 +149,15 @@ class LockedLane:
                 rows = await parked.read(connection, view, seqs, lock=True)
                 if rows:
                     return LockedRows(self, connection, rows, 0, self._settle_retries)
-            await connection.rollback()
+            await self._rest(connection)
         return None
+
+    async def _rest(self, connection: AsyncConnection) -> None:
+        """End a transaction in which there was nothing to do."""
+        if self._slots.ends_idle_sessions:
+            await self.close()
+        else:
+            await connection.rollback()
 
     async def keep(self, claimed_over: AsyncConnection) -> None:
         """Show a sign of life."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -14,7 +15,7 @@ from cqrs.outbox.rows import Claimed, View, by_slot, claimed
 from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -60,6 +61,15 @@ class MySQL:
     async def check(self, store: Store) -> None:
         """Rely on nothing that could be changed."""
 
+    @asynccontextmanager
+    async def migrating(self, connection: AsyncConnection) -> AsyncGenerator[None]:
+        """Hold a lock of the session: DDL ends transactions here."""
+        await connection.execute(text("SELECT GET_LOCK(CONCAT(DATABASE(), '.cqrs'), 300)"))
+        try:
+            yield
+        finally:
+            await connection.execute(text("SELECT RELEASE_LOCK(CONCAT(DATABASE(), '.cqrs'))"))
+
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
         """Wait until no relay works on these slots, and keep all from them until the transaction ends."""
         table = store.tables.slot
@@ -89,6 +99,7 @@ class SlotRows:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.ends_idle_sessions = False
         self._limited: AsyncConnection | None = None
         self._appetite = Appetite()
         preparer = store.short.dialect.identifier_preparer
@@ -106,9 +117,8 @@ class SlotRows:
     async def limit(self, connection: AsyncConnection, lease: float) -> None:
         """Let the server end the session when its client has been silent for a lease; the lane's session is its own."""
         if self._limited is not connection:
-            variable = (
-                "idle_transaction_timeout" if getattr(connection.dialect, "is_mariadb", False) else "wait_timeout"
-            )
+            self.ends_idle_sessions = not getattr(connection.dialect, "is_mariadb", False)
+            variable = "wait_timeout" if self.ends_idle_sessions else "idle_transaction_timeout"
             await connection.execute(text(f"SET SESSION {variable} = {max(1, round(lease))}"))
             self._limited = connection
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -19,7 +20,7 @@ from cqrs.outbox.rows import Claimed, View, claimed
 from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -83,6 +84,12 @@ class PostgreSQL:
                 f"Run: ALTER SEQUENCE {names.sequence} CACHE 1"
             )
 
+    @asynccontextmanager
+    async def migrating(self, connection: AsyncConnection) -> AsyncGenerator[None]:
+        """Hold an advisory lock, until the transaction ends."""
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _hash("cqrs migration")})
+        yield
+
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
         """Wait until no relay works on these slots, and keep all from them until the transaction ends."""
         statement = text("SELECT pg_advisory_xact_lock(:class, s) FROM unnest(CAST(:slots AS integer[])) s")
@@ -103,12 +110,14 @@ class PostgreSQL:
         return Bell(store.short, f"cqrs_{lock_class(store)}", heard=heard, listen_url=listen_url)
 
     def slots(self, store: Store) -> Sequence[int]:
-        """Return the rows that the slot table must have: none, slots are numbers here."""
+        """Return the rows that the slot table has on every database; here nobody reads them, slots are numbers."""
         return range(store.slots)
 
 
 class AdvisorySlots:
     """Locks slots by transaction-scoped advisory locks, and reads them above a floor; see `cqrs.outbox.locks.Slots`."""
+
+    ends_idle_sessions = False
 
     def __init__(self, store: Store) -> None:
         self._store = store

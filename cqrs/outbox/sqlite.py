@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, event, func, literal
@@ -85,6 +86,10 @@ class SQLite:
 
     async def check(self, store: Store) -> None:
         """Rely on nothing that could be changed."""
+
+    def migrating(self, connection: AsyncConnection) -> AbstractAsyncContextManager[None]:  # noqa: ARG002 - the port's
+        """Need nothing: the transaction is the only one that writes."""
+        return nullcontext()
 
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
         """Need nothing: the transaction is the only one that writes."""

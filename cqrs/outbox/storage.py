@@ -145,7 +145,7 @@ class Storage:
             await self._carrier.agree()
             stack.push_async_callback(self._carrier.leave)
             await self._report_unserved(0.0)
-            for publisher in self._publishers:
+            for publisher in self._publishers if self._relays else ():
                 await publisher.open()
                 stack.push_async_callback(publisher.close)
             stack.push_async_callback(self.relay.stop)
@@ -189,7 +189,8 @@ class Storage:
             embedded = number == 0 and connection.dialect.name == "sqlite"
             fresh = embedded and not await connection.run_sync(_has_tables, database.prefix)
             if number < VERSION and (fresh or database.migrate):
-                await connection.run_sync(_migrate, database)
+                async with self.store.dialect.migrating(connection):
+                    await connection.run_sync(_migrate, database)
                 return
         if number != VERSION:
             raise SchemaError(_schema_advice(number, database))

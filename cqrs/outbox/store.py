@@ -36,6 +36,7 @@ from cqrs.schema import tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
@@ -138,6 +139,10 @@ class Dialect(Protocol):
 
     async def check(self, store: Store) -> None:
         """Raise `SchemaError` where somebody changed what the dialect relies on."""
+        ...
+
+    def migrating(self, connection: AsyncConnection) -> AbstractAsyncContextManager[None]:
+        """Wait until nobody else migrates this database, and keep all from it meanwhile."""
         ...
 
     async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:

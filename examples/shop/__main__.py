@@ -1,18 +1,26 @@
 """The demo, `python -m examples.shop [CSV]`: its worker is killed, yet nothing is lost and nothing happens twice."""
 
 import argparse
+import asyncio
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rich.console import Console
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
 
+import cqrs
+from examples.shop.app import make_shop
+from examples.shop.consumer import connect
 from examples.shop.demo.audit import audit
 from examples.shop.demo.conductor import IsTime, Job, WorkerFailed, at_random, conduct, evenly
 from examples.shop.demo.screen import make_screen, make_table
 from examples.shop.lines import COLUMNS, UnreadableFile, read_lines
-from examples.shop.tables import ASSORTMENT, create
+from examples.shop.tables import ASSORTMENT, Occupied, create
 
 ORDERS = Path(__file__).with_name("orders.csv")
 
@@ -28,11 +36,14 @@ def main() -> int:
     parser = make_parser()
     options = parser.parse_args(namespace=Options())
     try:
-        job = prepare(options)
-    except (UnreadableFile, OSError) as error:
+        job = plan(options)
+        asyncio.run(prepare(job))
+    except (UnreadableFile, Occupied, cqrs.ConfigurationError, ImportError, OSError) as error:
         parser.error(str(error))
+    except DBAPIError as error:
+        parser.error(f"the database cannot be used: {error.orig}")
     try:
-        return run(job, moments(options, job.lines))
+        return asyncio.run(run(job, moments(options, job.lines)))
     except WorkerFailed as error:
         print(error, file=sys.stderr)
         return 1
@@ -59,16 +70,28 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(options: Options) -> Job:
-    """Read the file once, to know that it can be read, and make the database."""
-    lines = read_lines(options.orders)
-    database = options.database or Path(tempfile.mkdtemp(prefix="shop-"), "shop.db")
-    if database.exists():
-        raise FileExistsError(f"{database} is there already; name a new file")
-    if not database.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {database.parent}")
-    create(database)
-    return Job(database, options.orders, len(lines))
+def plan(options: Options) -> Job:
+    """Read the file once, to know that it can be read, and say where everything is to be."""
+    lines = len(read_lines(options.orders))
+    broker = os.environ.get("BROKER_URL") or None
+    database = os.environ.get("DATABASE_URL")
+    if database and options.database is None:
+        return Job(options.orders, lines, database, broker, Path(tempfile.mkdtemp(prefix="shop-"), "shop.log"))
+    file = options.database or Path(tempfile.mkdtemp(prefix="shop-"), "shop.db")
+    if file.exists():
+        raise FileExistsError(f"{file} is there already; name a new file")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {file.parent}")
+    return Job(options.orders, lines, f"sqlite+aiosqlite:///{file}", broker, file.with_suffix(".log"))
+
+
+async def prepare(job: Job) -> None:
+    """Make the tables, and leave out what the broker may have from earlier runs."""
+    make_shop(job.database, job.broker)  # which knows what can be wrong with URLs
+    await create(job.database)
+    if job.broker is not None:
+        async with connect(job.broker) as consumer:
+            await consumer.skip()
 
 
 def moments(options: Options, lines: int) -> Iterator[IsTime]:
@@ -77,16 +100,30 @@ def moments(options: Options, lines: int) -> Iterator[IsTime]:
     return evenly(options.kills, lines)
 
 
-def run(job: Job, kills: Iterator[IsTime]) -> int:
+async def run(job: Job, kills: Iterator[IsTime]) -> int:
     """Work until all is done, show what there is in the end, and return the exit status."""
     console = Console()
-    print(f"{job.lines} order lines from {job.orders}\nDatabase: {job.database}\n", flush=True)
-    with make_screen(console, job.lines) as screen:
-        killed = conduct(job, kills, screen)
-    found = audit(job.database, job.lines)
+    print(f"{job.lines} order lines from {job.orders}\nDatabase: {shown(job.database)}")
+    if job.broker is not None:
+        print(f"Broker: {shown(job.broker)}")
+    print(flush=True)
+    engine = create_async_engine(job.database)
+    try:
+        with make_screen(console, job.lines) as screen:
+            killed = await conduct(job, kills, engine, screen)
+        found = await audit(engine, job.lines)
+    finally:
+        await engine.dispose()
     console.print(make_table(found, killed), highlight=False)
-    print("Nothing was lost, nothing happened twice." if found.is_clean else f"It failed. Look into {job.database}")
+    clean = "Nothing was lost, nothing happened twice."
+    print(clean if found.is_clean else f"It failed. Look into {shown(job.database)}")
     return 0 if found.is_clean else 1
+
+
+def shown(url: str) -> str:
+    """Return the place behind a URL without its login; of a file the path alone."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else parts.path[1:]
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """The shop, put together."""
 
-from pathlib import Path
-
 import cqrs
 from examples.shop.container import Container
 
 
-def make_shop(database: Path) -> cqrs.Mediator:
+def make_shop(database: str, broker: str | None = None) -> cqrs.Mediator:
+    """Return the shop over these servers, by their URLs. Without a broker it delivers its events itself."""
     return cqrs.bootstrap(
         scan="examples.shop",
         exclude=["examples.shop.demo"],
         name="shop",
         container=Container(),
-        database=f"sqlite+aiosqlite:///{database}",
-        lease=1.0,  # seconds, after which the next worker takes over what a killed one was about to deliver
+        database=database,
+        broker=broker,
+        migrate=True,
+        # Seconds, after which the next worker takes over what a killed one was about to deliver; a broker is given
+        # most of them to answer.
+        lease=1.0 if broker is None else 5.0,
         retry=cqrs.Retry(attempts=4, first=0.5),
     )

@@ -1,13 +1,17 @@
 """Everything that is said in the shop: commands and a query to ask, events to tell."""
 
+import os
 from typing import Annotated
 
 import pydantic
 
 import cqrs
 
+TOPIC = os.environ.get("SHOP_TOPIC", "orders")
+"""Where the shop publishes. Shops that share a broker have a topic each."""
+
 Name = Annotated[
-    str, pydantic.StringConstraints(strip_whitespace=True, min_length=1, max_length=64, pattern="^[^\0]*$")
+    str, pydantic.StringConstraints(strip_whitespace=True, min_length=1, max_length=64, pattern=r"^[^\x00]*$")
 ]
 
 
@@ -43,7 +47,7 @@ class StockReserved(cqrs.Event):
     quantity: int
 
 
-@cqrs.integration_event(topic="orders", key="customer")
+@cqrs.integration_event(topic=TOPIC, key="customer")
 class OrderPlaced(cqrs.Event):
     """Published: saved with the order, delivered after the commit, each customer's in order."""
 
@@ -52,6 +56,8 @@ class OrderPlaced(cqrs.Event):
     sku: str
     quantity: int
     total: int
+    event_id: str | None = pydantic.Field(default=None, exclude=True)
+    """Not in the body: whoever takes the event from a broker writes the message's id here, so that it counts once."""
 
 
 class Refused(Exception):

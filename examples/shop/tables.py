@@ -1,9 +1,11 @@
 """What the shop keeps, and how its database begins."""
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from sqlalchemy import create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import Connection, MetaData, String, Table, insert, inspect
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 ASSORTMENT = {
     "tea-assam": (2_000, 690),
@@ -20,6 +22,11 @@ ASSORTMENT = {
 
 class Base(DeclarativeBase):
     """The shop's tables; those of the toolkit are beside them, prefixed `cqrs_`."""
+
+    # Compared byte by byte; MySQL's default takes a for A.
+    type_annotation_map: ClassVar[Mapping[Any, Any]] = {
+        str: String(255).with_variant(String(255, collation="utf8mb4_bin"), "mysql", "mariadb")
+    }
 
 
 class Article(Base):
@@ -73,11 +80,36 @@ class Receipt(Base):
     text: Mapped[str]
 
 
-def create(database: Path) -> None:
-    """Make a new database with full shelves."""
-    engine = create_engine(f"sqlite:///{database}")
-    Base.metadata.create_all(engine)
-    with Session(engine) as session, session.begin():
-        for sku, (pieces, price) in ASSORTMENT.items():
-            session.add(Article(sku=sku, price=price, initial=pieces, available=pieces))
-    engine.dispose()
+class Occupied(Exception):
+    """The database has tables that no earlier run of the shop has made."""
+
+
+async def create(database: str) -> None:
+    """Make the tables, with full shelves. What an earlier run has left in the database is dropped."""
+    engine = create_async_engine(database)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(drop_earlier)
+            await connection.run_sync(Base.metadata.create_all)
+            await connection.execute(
+                insert(Article),
+                [
+                    {"sku": sku, "price": price, "initial": pieces, "available": pieces}
+                    for sku, (pieces, price) in ASSORTMENT.items()
+                ],
+            )
+    finally:
+        await engine.dispose()
+
+
+def drop_earlier(connection: Connection) -> None:
+    """Drop the tables of an earlier run. Raises `Occupied` when there are others, or none of the shop's among them."""
+    found = set(inspect(connection).get_table_names())
+    ours = Base.metadata.tables.keys()
+    others = sorted(name for name in found - ours if not name.startswith("cqrs_"))
+    if others or (found and not ours <= found):
+        raise Occupied(f"the database is in use ({', '.join(others or sorted(found))}); give the shop one of its own")
+    earlier = MetaData()
+    for name in found:
+        Table(name, earlier)
+    earlier.drop_all(connection)

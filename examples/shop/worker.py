@@ -1,9 +1,11 @@
 """The process that is killed: it sends a command for each order line, and delivers what these emit.
 
-Run as `python -m examples.shop.worker DATABASE CSV`. It may die at any moment; started again, it goes on.
+Run as `python -m examples.shop.worker CSV`, with DATABASE_URL and BROKER_URL in the environment. With a broker it also
+takes what comes back from there. It may die at any moment; started again, it goes on.
 """
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -11,18 +13,19 @@ import pydantic
 
 import cqrs
 from examples.shop.app import make_shop
+from examples.shop.consumer import Consumer, consuming
 from examples.shop.lines import Line, read_lines
 from examples.shop.messages import LastLine, PlaceOrder, Refused, RefuseLine
 
 
-async def work(database: Path, orders: Path) -> None:
-    async with make_shop(database) as shop:
+async def work(orders: Path, database: str, broker: str | None) -> None:
+    async with make_shop(database, broker) as shop, consuming(shop, broker) as consumer:
         # The last line once more: a worker that was killed does not know whether it heard all answers.
         first = await shop.send(LastLine())
         for line in read_lines(orders):
             if line.number >= first:
                 await send_line(shop, line)
-        await deliver_all(shop)
+        await deliver_all(shop, consumer)
 
 
 async def send_line(shop: cqrs.Mediator, line: Line) -> None:
@@ -39,17 +42,19 @@ def reason_of(error: pydantic.ValidationError) -> str:
     return f"{first['loc'][0]}: {first['msg'].partition(',')[0].lower()}"
 
 
-async def deliver_all(shop: cqrs.Mediator) -> None:
-    """Wait until the outbox is empty, or a dead letter says that it will not be.
+async def deliver_all(shop: cqrs.Mediator, consumer: Consumer | None) -> None:
+    """Wait until the outbox is empty and the broker has no more, or a dead letter says that it will not be.
 
     `shop.drain()` would not do: it waits for what this process emitted, and killed ones have left events too.
     """
     while True:
         left = await shop.outbox.counts()
-        if left.dead or not (left.outbox or left.waiting):
+        if left.dead:
+            return
+        if not (left.outbox or left.waiting or (consumer and await consumer.has_more())):
             return
         await asyncio.sleep(0.05)
 
 
 if __name__ == "__main__":
-    asyncio.run(work(Path(sys.argv[1]), Path(sys.argv[2])))
+    asyncio.run(work(Path(sys.argv[1]), os.environ["DATABASE_URL"], os.environ.get("BROKER_URL") or None))

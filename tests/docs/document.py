@@ -6,6 +6,8 @@ Blocks run in the document's order, in the current directory.
   packages with an empty `__init__.py` where they have none. It is imported at once, unless a later block imports or
   runs it.
 - Any other Python block is executed in the document's one namespace; it may use `await`.
+- A Python block that reads an environment variable which is not set (`os.environ["DATABASE_URL"]`) wants a server that
+  is not there: it is compiled only, and written to no file.
 - Each command of a `console` or `bash` block runs in a shell and has to succeed. In a `console` block the lines
   below a command are what it prints; `...` stands for anything.
 
@@ -17,14 +19,17 @@ import asyncio
 import doctest
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 
 FENCE = re.compile(r"^(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^`]*)$")
+WANTED = re.compile(r"""os\.environ\[["'](\w+)["']\]""")
 FILE_NAME = re.compile(r"^#[ \t]*(?P<path>[\w./-]+\.py)[ \t]*$")
 OUTPUT = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -42,6 +47,11 @@ class Block:
         """The file that the block's first line names."""
         named = FILE_NAME.match(self.source.partition("\n")[0])
         return named["path"] if self.language == "python" and named else None
+
+    @property
+    def lacks_a_server(self) -> bool:
+        """Whether it reads an environment variable that is not set."""
+        return self.language == "python" and any(name not in os.environ for name in WANTED.findall(self.source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +154,9 @@ class Runner:
     def run(self, blocks: Sequence[Block]) -> None:
         with self.loop:
             for position, block in enumerate(blocks):
-                if block.file:
+                if block.lacks_a_server:
+                    self.compile(block)
+                elif block.file:
                     self.write(block, block.file)
                     if not used_later(block.file, blocks[position + 1 :]):
                         importlib.import_module(module_of(block.file))
@@ -166,10 +178,13 @@ class Runner:
         importlib.invalidate_caches()
         sys.modules.pop(module_of(file), None)
 
-    def execute(self, block: Block) -> None:
+    def compile(self, block: Block) -> CodeType:
         # Empty lines in front give tracebacks the document's own line numbers.
         source = "\n" * block.line + block.source
-        code = compile(source, str(self.document), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        return compile(source, str(self.document), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+
+    def execute(self, block: Block) -> None:
+        code = self.compile(block)
         if code.co_flags & inspect.CO_COROUTINE:
             self.loop.run(eval(code, self.namespace))
         else:

@@ -1,5 +1,6 @@
 """Every fenced code block of README.md and docs/ does what it says: each document runs in a process of its own."""
 
+import asyncio
 import configparser
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.document import Block, commands, read_blocks
+from tests.servers import scratch_database, server
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -21,6 +23,10 @@ COVERED_ELSEWHERE = {
     "pip install cqrs-toolkit": "wants the network; the test that installs the built wheel",
     "pip install 'cqrs-toolkit[all]'": "wants the network; `make test` sets up its environment with it",
     "pip install 'cqrs-toolkit[cli]'": "wants the network; `make demo` sets up its environment with it",
+    "pip install 'cqrs-toolkit[postgres]'": "wants the network; `make test` sets up its environment with it",
+    "pip install 'cqrs-toolkit[mysql]'": "wants the network; `make test` sets up its environment with it",
+    "pip install 'cqrs-toolkit[postgres,kafka]'": "wants the network; `make test` sets up its environment with it",
+    "pip install cqrs-toolkit 'psycopg[binary]'": "wants the network; `make test` sets up its environment with it",
     "pip install 'cqrs-toolkit[kafka]'": "wants the network; `make test` sets up its environment with it",
     "pip install 'cqrs-toolkit[rabbitmq]'": "wants the network; `make test` sets up its environment with it",
     "uv add cqrs-toolkit": "wants the network; the test that installs the built wheel",
@@ -36,8 +42,11 @@ COVERED_ELSEWHERE = {
     "make pythons": "takes minutes; .ci/run, section Unit tests, every Python",
 }
 
+# Documents with blocks that want a database server, by the variable that names it; they find it as DATABASE_URL.
+SERVERS = {"docs/postgresql.md": "POSTGRES_URL", "docs/mysql.md": "MYSQL_URL"}
+
 # Languages that are shown, not executed.
-SHOWN = {"text", "mermaid", "sql", "csv", "http", "xml", "yaml", "properties", "diff", "html"}
+SHOWN = {"text", "mermaid", "sql", "csv", "http", "xml", "yaml", "properties", "diff", "html", "promela"}
 EXECUTED = {"python", "console", "bash"}
 PARSED = {
     "toml": tomllib.loads,
@@ -61,15 +70,21 @@ def problem(document: Path, block: Block) -> str | None:
     return None
 
 
-def run(document: Path, directory: Path) -> subprocess.CompletedProcess[str]:
+def run(document: Path, directory: Path, database: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run the document's blocks with the directory as working directory and this environment's programs on PATH."""
-    environment = os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(directory),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "NO_COLOR": "1",
-        "COLUMNS": "120",
-    }
+    given = {} if database is None else {"DATABASE_URL": database}
+    kept = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    environment = (
+        kept
+        | given
+        | {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": str(directory),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "NO_COLOR": "1",
+            "COLUMNS": "120",
+        }
+    )
     # By its path: the checkout itself is not on the module search path, so a document cannot lean on it.
     runner = [sys.executable, "-W", "error", str(ROOT / "tests/docs/document.py"), str(document)]
     return subprocess.run(
@@ -90,6 +105,14 @@ def test_every_code_block_runs(document: Path, tmp_path: Path):
     if any(block.language in EXECUTED for block in blocks):
         outcome = run(document, tmp_path)
         assert outcome.returncode == 0, f"{name(document)}\n{outcome.stdout}\n{outcome.stderr}"
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("document", SERVERS)
+async def test_every_code_block_runs_with_a_server(document: str, tmp_path: Path):
+    async with scratch_database(server(SERVERS[document])) as database:
+        outcome = await asyncio.to_thread(run, ROOT / document, tmp_path, database)
+    assert outcome.returncode == 0, f"{document}\n{outcome.stdout}\n{outcome.stderr}"
 
 
 def test_a_command_that_is_covered_elsewhere_names_where():
@@ -153,9 +176,18 @@ $ make demo
     assert (tmp_path / "work/shop/__init__.py").exists()
 
 
+def test_a_block_that_wants_a_server_is_compiled_only_while_there_is_none(tmp_path: Path):
+    document = write(tmp_path, '```python\nimport os\n\nprint(os.environ["DATABASE_URL"])\n```')
+    assert run(document, tmp_path / "work").stdout == ""
+    assert (
+        run(document, tmp_path / "work", "postgresql+asyncpg://host/name").stdout == "postgresql+asyncpg://host/name\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
+        ("```python\nimport os\nos.environ['NOBODY_SETS_THIS'\n```", "was never closed"),
         ("\n\n```python\n1 / 0\n```", 'document.md", line 4, in'),
         ("```python\nx = 1\nimport asyncio; await asyncio.sleep(0); raise KeyError(x)\n```", 'document.md", line 3'),
         ("```python\n# shop/orders.py\n\nraise KeyError\n```", 'shop/orders.py", line 3'),

@@ -13,9 +13,15 @@ HEADER = "order_id,customer,sku,quantity"
 TIMEOUT = 600.0
 
 
-def run_demo(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "examples.shop", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+def run_demo(*arguments: object, **servers: str) -> subprocess.CompletedProcess[str]:
+    """Run it with these variables: DATABASE_URL, BROKER_URL and SHOP_TOPIC."""
+    return run("examples.shop", *arguments, **servers)
+
+
+def run(module: str, *arguments: object, **servers: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    none = dict.fromkeys(("DATABASE_URL", "BROKER_URL"), "")
+    environment = {**os.environ, "PYTHONWARNINGS": "error", **none, **servers}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )

@@ -5,8 +5,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from examples.shop.demo.audit import audit
+from examples.shop.demo.audit import Audit, audit
 from examples.shop.lines import Line, read_lines
 from examples.shop.tables import create
 from tests.examples.shop import HEADER, ORDERS, rows, run_demo
@@ -60,6 +61,36 @@ def test_a_database_that_is_there_already_is_left_alone(tmp_path):
     assert database.read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize(
+    ("servers", "complaint"),
+    [
+        ({"DATABASE_URL": "postgresql+asyncpg://user:secret@127.0.0.1:1/shop"}, "Connect call failed"),
+        ({"DATABASE_URL": "mysql+asyncmy://user:secret@127.0.0.1:1/shop"}, "Can't connect"),
+        ({"DATABASE_URL": "mysql://user:secret@127.0.0.1/shop"}, "not async"),
+        ({"DATABASE_URL": "secret"}, "no URL that SQLAlchemy can read"),
+        ({"BROKER_URL": "kafka://127.0.0.1:1"}, "Kafka at 127.0.0.1:1 is out of reach"),
+        ({"BROKER_URL": "amqp://user:secret@127.0.0.1:1"}, "Connect call failed"),
+        ({"BROKER_URL": "redis://user:secret@127.0.0.1"}, "none that a broker has"),
+    ],
+)
+def test_servers_that_cannot_be_used_are_refused_in_a_sentence(servers, complaint):
+    ended = run_demo(**servers)
+    assert ended.returncode == 2
+    assert complaint in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "secret" not in ended.stderr
+
+
+@pytest.mark.parametrize("table", ["customers", "orders", "cqrs_outbox"])
+def test_a_database_that_others_use_is_left_alone(tmp_path, table):
+    database = tmp_path / "shop.db"
+    spoil(database, f"CREATE TABLE {table} (name TEXT)")
+    ended = run_demo(DATABASE_URL=f"sqlite+aiosqlite:///{database}")
+    assert ended.returncode == 2
+    assert f"the database is in use ({table})" in ended.stderr
+    assert rows(database, "SELECT name FROM sqlite_master") == [(table,)]
+
+
 def test_lines_are_numbered_as_an_editor_counts_them(tmp_path):
     path = tmp_path / "orders.csv"
     path.write_bytes(b"\xef\xbb\xbfsku,quantity,order_id,customer\r\nmug,2,A-1,ada\r\n\r\nmug\r\n")
@@ -72,10 +103,10 @@ def test_the_shipped_file_has_enough_lines():
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Path:
+async def database(tmp_path: Path) -> Path:
     """What a worker could leave of one order in three lines, with the two tables of the toolkit that are looked at."""
     path = tmp_path / "shop.db"
-    create(path)
+    await create(f"sqlite+aiosqlite:///{path}")
     spoil(path, "CREATE TABLE cqrs_outbox (id INTEGER)")
     spoil(path, "CREATE TABLE cqrs_parked (id INTEGER)")
     spoil(path, "INSERT INTO orders VALUES ('A-1', 2, 'ada', 'mug', 2, 2900), ('A-2', 3, 'ada', 'mug', 1, 1450)")
@@ -93,8 +124,16 @@ def spoil(path: Path, statement: str) -> None:
     connection.close()
 
 
-def test_the_audit_finds_nothing_where_all_is_well(database):
-    found = audit(database, 3)
+async def count(path: Path) -> Audit:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    try:
+        return await audit(engine, 3)
+    finally:
+        await engine.dispose()
+
+
+async def test_the_audit_finds_nothing_where_all_is_well(database):
+    found = await count(database)
     assert found.is_clean
     assert (found.orders, found.receipts, found.refused) == (2, 2, {"unknown sku": 1})
 
@@ -118,8 +157,8 @@ def test_the_audit_finds_nothing_where_all_is_well(database):
         ("UPDATE receipts SET number = 9 WHERE number = 1", {}, {}, {"receipts before those of earlier orders": 1}),
     ],
 )
-def test_the_audit_finds_what_is_lost_twice_or_wrong(database, statement, lost, twice, wrong):
+async def test_the_audit_finds_what_is_lost_twice_or_wrong(database, statement, lost, twice, wrong):
     spoil(database, statement)
-    found = audit(database, 3)
+    found = await count(database)
     assert not found.is_clean
     assert (found.lost, found.twice, found.wrong) == (lost, twice, wrong)

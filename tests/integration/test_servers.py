@@ -1,7 +1,9 @@
 """What only database servers do: wake-ups, poolers, locks that end with a connection, wrong addresses."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +23,8 @@ from tests.servers import scratch_database, server
 from tests.unit.outbox.support import run_sql, storage_of, until
 
 pytestmark = pytest.mark.services
+
+ROOT = Path(__file__).parents[2]
 
 BOTH = pytest.mark.parametrize("variable", ["POSTGRES_URL", "MYSQL_URL"])
 
@@ -392,3 +396,23 @@ async def test_applications_share_a_database_in_schemas_of_their_own(database: s
         await one.drain()
         await two.drain()
     assert [shops["one"].seen, shops["two"].seen] == [[1], [2]]
+
+
+@BOTH
+async def test_processes_that_migrate_at_once_wait_for_each_other(database: str):
+    starts = [process(database), process(database), process(database)]
+    assert await asyncio.gather(*starts) == [0, 0, 0]
+    assert await run_sql(database, "SELECT value FROM cqrs_settings WHERE name = 'schema'") == ["1"]
+
+
+async def process(database: str) -> int:
+    """Open and close an application in a process of its own."""
+    program = (
+        "import asyncio, sys, cqrs\n"
+        "async def main():\n"
+        "    async with cqrs.bootstrap(registry=cqrs.Registry(), name='shop', database=sys.argv[1], migrate=True):\n"
+        "        pass\n"
+        "asyncio.run(main())\n"
+    )
+    started = await asyncio.create_subprocess_exec(sys.executable, "-c", program, database, cwd=ROOT)
+    return await started.wait()

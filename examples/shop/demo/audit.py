@@ -1,12 +1,14 @@
 """What stands in the shop's database, counted with plain SQL: nothing here asks the toolkit."""
 
-import sqlite3
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
-LINES = "SELECT line FROM orders UNION SELECT line FROM refused_lines"
-REFUSED = "SELECT reason, count(*) FROM refused_lines GROUP BY reason ORDER BY count(*) DESC, reason"
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+PROGRESS = """
+    SELECT (SELECT count(*) FROM (SELECT line FROM orders UNION SELECT line FROM refused_lines) AS handled),
+           (SELECT count(*) FROM orders), (SELECT count(*) FROM receipts)"""
+REFUSED = "SELECT reason, count(*) AS number FROM refused_lines GROUP BY reason ORDER BY count(*) DESC, reason"
 
 LOST = {
     "orders without a receipt": "SELECT count(*) FROM orders WHERE order_id NOT IN (SELECT order_id FROM receipts)",
@@ -28,7 +30,7 @@ WRONG = {
     "receipts before those of earlier orders": """
         SELECT count(*) FROM
         (SELECT line, lag(line) OVER (PARTITION BY receipts.customer ORDER BY number) AS previous
-         FROM receipts JOIN orders USING (order_id))
+         FROM receipts JOIN orders USING (order_id)) AS sent
         WHERE previous > line""",
 }
 
@@ -59,43 +61,35 @@ class Audit:
         return not (self.lost or self.twice or self.wrong)
 
 
-def look(database: Path) -> Progress:
-    with closing(open_to_read(database)) as connection:
-        connection.execute("BEGIN")
-        return Progress(
-            count(connection, f"SELECT count(*) FROM ({LINES})"),  # noqa: S608 - a constant
-            count(connection, "SELECT count(*) FROM orders"),
-            count(connection, "SELECT count(*) FROM receipts"),
-        )
+async def look(engine: AsyncEngine) -> Progress:
+    async with engine.connect() as connection:
+        return await progress(connection)
 
 
-def audit(database: Path, lines: int) -> Audit:
+async def audit(engine: AsyncEngine, lines: int) -> Audit:
     """Count everything that there is, and everything that there should not be."""
-    handled = look(database)
-    with closing(open_to_read(database)) as connection:
-        lost = {"lines neither placed nor refused": lines - handled.lines, **counts(connection, LOST)}
+    async with engine.connect() as connection:
+        handled = await progress(connection)
+        refused = await connection.execute(text(REFUSED))
+        lost = {"lines neither placed nor refused": lines - handled.lines, **await counts(connection, LOST)}
         return Audit(
             lines=lines,
             orders=handled.orders,
             receipts=handled.receipts,
-            refused=dict(connection.execute(REFUSED).fetchall()),
+            refused={row.reason: row.number for row in refused},
             lost=there_are(lost),
-            twice=there_are(counts(connection, TWICE)),
-            wrong=there_are(counts(connection, WRONG)),
+            twice=there_are(await counts(connection, TWICE)),
+            wrong=there_are(await counts(connection, WRONG)),
         )
 
 
-def counts(connection: sqlite3.Connection, queries: dict[str, str]) -> dict[str, int]:
-    return {name: count(connection, query) for name, query in queries.items()}
+async def progress(connection: AsyncConnection) -> Progress:
+    return Progress(*(await connection.execute(text(PROGRESS))).one())
+
+
+async def counts(connection: AsyncConnection, queries: dict[str, str]) -> dict[str, int]:
+    return {name: (await connection.execute(text(query))).scalar_one() for name, query in queries.items()}
 
 
 def there_are(found: dict[str, int]) -> dict[str, int]:
     return {name: number for name, number in found.items() if number != 0}
-
-
-def count(connection: sqlite3.Connection, query: str) -> int:
-    return int(connection.execute(query).fetchone()[0])
-
-
-def open_to_read(database: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)

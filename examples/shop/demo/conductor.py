@@ -1,14 +1,18 @@
 """Starts the shop's worker, kills it with SIGKILL, and starts it again, until it ends by itself."""
 
+import asyncio
 import math
+import os
 import random
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from asyncio.subprocess import Process
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from examples.shop.demo.audit import Progress, look
 from examples.shop.demo.screen import Screen
@@ -26,52 +30,57 @@ class WorkerFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the worker is to do."""
+    """What the worker is to do, and with which servers: their URLs."""
 
-    database: Path
     orders: Path
     lines: int
+    database: str
+    broker: str | None
+    log: Path
 
     @property
-    def log(self) -> Path:
-        return self.database.with_suffix(".log")
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "DATABASE_URL": self.database, "BROKER_URL": self.broker or ""}
 
 
-def conduct(job: Job, kills: Iterator[IsTime], screen: Screen) -> int:
+async def conduct(job: Job, kills: Iterator[IsTime], engine: AsyncEngine, screen: Screen) -> int:
     """Run workers until one has done all there is to do; returns how many were killed."""
     killed = 0
-    while not run_worker(job, next(kills, never), screen):
+    while not await run_worker(job, next(kills, never), engine, screen):
         killed += 1
     return killed
 
 
-def run_worker(job: Job, is_time: IsTime, screen: Screen) -> bool:
+async def run_worker(job: Job, is_time: IsTime, engine: AsyncEngine, screen: Screen) -> bool:
     """Run one worker until it is done, or until it is time to kill it; returns whether it was done."""
-    with started(job) as worker:
-        while worker.poll() is None:
-            progress = look(job.database)
+    async with started(job) as worker:
+        while worker.returncode is None:
+            progress = await look(engine)
             screen.show(progress)
             if is_time(progress):
                 worker.kill()
-                worker.wait()
+                await worker.wait()
                 screen.say(f"Worker {worker.pid} was killed after {progress.lines} lines; the next one goes on.")
                 return False
-            time.sleep(LOOK)
-    screen.show(look(job.database))
+            await asyncio.sleep(LOOK)
+    screen.show(await look(engine))
     if worker.returncode != 0:
         raise WorkerFailed(f"Worker {worker.pid} ended with status {worker.returncode}: {last_words(job)} ({job.log})")
     return True
 
 
-@contextmanager
-def started(job: Job) -> Generator[subprocess.Popen[bytes]]:
+@asynccontextmanager
+async def started(job: Job) -> AsyncGenerator[Process]:
     """Start a worker, and leave none behind."""
-    command = [sys.executable, "-m", "examples.shop.worker", str(job.database), str(job.orders)]
-    with job.log.open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as worker:  # noqa: S603 - our own
+    command = [sys.executable, "-m", "examples.shop.worker", str(job.orders)]
+    with job.log.open("ab") as log:
+        worker = await asyncio.create_subprocess_exec(*command, env=job.environment, stdout=log, stderr=log)
         try:
             yield worker
         finally:
-            worker.kill()
+            with suppress(ProcessLookupError):
+                worker.kill()
+            await worker.wait()
 
 
 def last_words(job: Job) -> str:
