@@ -246,10 +246,11 @@ _WITHOUT = """AND NOT EXISTS (
 _LOCK = """
 WITH work AS MATERIALIZED (
     SELECT s.slot
-    FROM unnest($3::smallint[], $4::bigint[]) WITH ORDINALITY AS s(slot, floor, place)
-    WHERE EXISTS (
+    FROM unnest($3::smallint[], $4::bigint[]) WITH ORDINALITY AS s(slot, floor, place) CROSS JOIN LATERAL (
         SELECT 1 FROM {outbox} o
-        WHERE o.slot = s.slot AND o.id > s.floor AND o.destination = ANY($5::text[]) {shown})
+        WHERE o.slot = s.slot AND o.id > s.floor AND o.destination = ANY($5::text[]) {shown}
+        ORDER BY o.id LIMIT 1
+    ) first
     ORDER BY s.place
 ), free AS MATERIALIZED (
     SELECT slot FROM work WHERE slot NOT IN (
@@ -264,6 +265,7 @@ SELECT {limit},
         SELECT slot FROM free WHERE pg_try_advisory_xact_lock($2::integer, slot)
         LIMIT (SELECT (count(*) + 1) / 2 FROM free))
 """
+"""The LIMIT keeps the look for work slot by slot along the index: EXISTS may become a join with the whole table."""
 
 _READ = """
 SELECT pg_current_xact_id()::text::bigint AS id, NULL::smallint AS slot, pg_current_snapshot()::text AS event_id,
