@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
@@ -100,7 +100,7 @@ async def conduct(
     Processes, networks and servers have troubles of their own, so that faults overlap; `pause` is the mean between two
     of one kind. Without `seconds` each fault happens once.
     """
-    wishes = wishes or Wishes(crashes=0.4, clocks=bool(COMBINATIONS[name].database) and FAKETIME.exists())
+    wishes = wishes or Wishes(crashes=0.5, clocks=bool(COMBINATIONS[name].database) and FAKETIME.exists())
     async with field(name, instances, wishes=wishes, seed=seed) as found:
         await found.until_busy()
         began = monotonic()
@@ -131,12 +131,17 @@ async def _trouble(
 ) -> None:
     """Let one fault after the other happen; one that has begun is brought to its end."""
     end = inf if seconds is None else monotonic() + seconds
-    wished = iter(dict.fromkeys(faults)) if seconds is None else iter(lambda: chance.choice(faults), None)
-    for fault in wished:
+    for fault in dict.fromkeys(faults) if seconds is None else _drawn(faults, chance):
         await asyncio.sleep(chance.uniform(0.2, 1.8) * pause)
         if monotonic() > end:
             return
         await fault(found, chance)
+
+
+def _drawn(faults: Sequence[Fault], chance: random.Random) -> Iterator[Fault]:
+    """Draw without putting back, again and again: none is left out for long."""
+    while True:
+        yield from chance.sample(faults, len(faults))
 
 
 def table(reports: Sequence[Report]) -> str:
