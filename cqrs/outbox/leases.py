@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
     from cqrs.outbox.store import Store
 
+FAR = 600.0
+"""Seconds beyond its own lease from which on a relay takes no lease for one: the clock was put back meanwhile.
+
+SQLite's clock is the machine's. What a dead relay has claimed would else wait until the old time comes again.
+"""
+
 
 class LeasedLane:
     """Claims slots by writing the relay's name into them, and retries by moving the time at which they are due."""
@@ -50,7 +56,8 @@ class LeasedLane:
     async def _take_slots(self, connection: AsyncConnection, view: View) -> list[int] | Nothing:
         store, slot, outbox = self._store, self._store.tables.slot, self._store.tables.outbox
         work = exists().where(outbox.c.slot == slot.c.slot, *store.wanted(view))
-        free = or_(slot.c.owner.is_(None), slot.c.owner == self._owner, slot.c.until < store.now())
+        ended = or_(slot.c.until < store.now(), slot.c.until > store.now(self._lease + FAR))
+        free = or_(slot.c.owner.is_(None), slot.c.owner == self._owner, ended)
         working = list(await connection.execute(select(slot.c.slot, free).where(slot.c.slot >= 0, work)))
         found = [row[0] for row in working if row[1]]
         taken = random.sample(found, (len(found) + 1) // 2)

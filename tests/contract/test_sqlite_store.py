@@ -90,6 +90,13 @@ class TestSQLiteStore(StoreContract):
         store.ahead += LEASE - 1
         assert await claim(store, "two") == []
 
+    async def test_a_slot_that_was_claimed_before_the_clock_was_put_back_is_free(self, store: Store):
+        await add(store, letter(1))
+        store.ahead = 3600
+        await claim(store, "one")
+        store.ahead = 0
+        assert numbers(await claim(store, "two")) == [1]
+
     async def test_renewing_holds_no_slots_of_others(self, store: Store):
         await add(store, letter(1))
         await claim(store, "one")

@@ -3,8 +3,9 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from time import monotonic
 
@@ -62,13 +63,13 @@ async def stall(field: Field, chance: random.Random) -> None:
     await field.stall(chance.choice(field.proxies), field.setting.lease * chance.choice((0.3, 1.0, 2.5)))
 
 
-async def refuse(field: Field, chance: random.Random) -> None:
-    await field.refuse(chance.choice(field.broker.refusals), chance.uniform(0.5, 3.0))
+async def refuse(how: str, field: Field, chance: random.Random) -> None:
+    await field.refuse(how, chance.uniform(0.5, 3.0))
 
 
 TO_PROCESSES: tuple[Fault, ...] = (kill, kill, kill, kill_other, stop, stop, terminate)
 TO_NETWORKS: tuple[Fault, ...] = (cut, cut, stall, stall)
-TO_SERVERS: tuple[Fault, ...] = (refuse, refuse, restart_database, kill_database, restart_broker, kill_broker)
+TO_SERVERS: tuple[Fault, ...] = (restart_database, kill_database, restart_broker, kill_broker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ async def conduct(
     Processes, networks and servers have troubles of their own, so that faults overlap; `pause` is the mean between two
     of one kind. Without `seconds` each fault happens once.
     """
-    wishes = wishes or Wishes(crashes=0.4, clocks=bool(COMBINATIONS[name].database) and FAKETIME.exists())
+    wishes = wishes or Wishes(crashes=0.5, clocks=bool(COMBINATIONS[name].database) and FAKETIME.exists())
     async with field(name, instances, wishes=wishes, seed=seed) as found:
         await found.until_busy()
         began = monotonic()
@@ -121,9 +122,10 @@ async def conduct(
 def _kinds(found: Field) -> list[Sequence[Fault]]:
     """Return the faults that can happen here, a fault as often as it is likely."""
     processes = [*TO_PROCESSES, *([jump] if found.has_clock else [])]
+    refusals = [partial(refuse, how) for how in found.broker.refusals]
     if not found.combination.servers:
-        return [processes, [refuse]]
-    return [processes, TO_NETWORKS, TO_SERVERS]
+        return [processes, refusals]
+    return [processes, TO_NETWORKS, [*refusals, *TO_SERVERS]]
 
 
 async def _trouble(
@@ -131,12 +133,17 @@ async def _trouble(
 ) -> None:
     """Let one fault after the other happen; one that has begun is brought to its end."""
     end = inf if seconds is None else monotonic() + seconds
-    wished = iter(dict.fromkeys(faults)) if seconds is None else iter(lambda: chance.choice(faults), None)
-    for fault in wished:
+    for fault in dict.fromkeys(faults) if seconds is None else _drawn(faults, chance):
         await asyncio.sleep(chance.uniform(0.2, 1.8) * pause)
         if monotonic() > end:
             return
         await fault(found, chance)
+
+
+def _drawn(faults: Sequence[Fault], chance: random.Random) -> Iterator[Fault]:
+    """Draw without putting back, again and again: none is left out for long."""
+    while True:
+        yield from chance.sample(faults, len(faults))
 
 
 def table(reports: Sequence[Report]) -> str:

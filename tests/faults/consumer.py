@@ -52,6 +52,7 @@ async def from_kafka(app: cqrs.Mediator, setting: Setting) -> None:
         group_id=setting.run,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
+        request_timeout_ms=5_000,
     )
     await consumer.start()
     try:

@@ -159,7 +159,7 @@ class Field:
         """Let some starts of a relay end at a crash point."""
         if self.chance.random() >= self._wishes.crashes:
             return setting
-        return setting.but(crash=f"{self.chance.choice(POINTS)}:{self.chance.randint(1, 10)}")
+        return setting.but(crash=f"{self.chance.choice(POINTS)}:{self.chance.randint(1, 5)}")
 
     def _crashed(self, setting: Setting) -> None:
         point = setting.crash.partition(":")[0] or "unknown"
