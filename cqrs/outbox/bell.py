@@ -83,10 +83,13 @@ class Bell:
         async with _driver(self._engine) as driver:
             while True:
                 await self._rung.wait()
-                # Without parameters: a statement that is not prepared passes every pooler.
+                # In one string, and without parameters: what is not prepared passes every pooler. Nothing of it has to
+                # reach the disk.
                 self._rung.clear()
                 try:
-                    await driver.execute(f"NOTIFY {self._channel}, '{self._own}'")
+                    await driver.execute(
+                        f"BEGIN; SET LOCAL synchronous_commit = off; NOTIFY {self._channel}, '{self._own}'; COMMIT"
+                    )
                 except BaseException:
                     self._rung.set()
                     raise
