@@ -7,7 +7,8 @@
  * Searched: TXS transactions that insert up to IDS rows into SLOTS slots, beside one lane that claims without end and
  * may lose its memory with every claim. Every order of their steps.
  *
- * Shown: a read that the lane uses misses nothing: no row that its snapshot sees lies at or below the floor.
+ * Shown: a read that the lane uses misses nothing: no row that its snapshot sees lies at or below the floor. With LOOK,
+ * where a lane claims only after a look has found rows above its floors: it does not stand still while there are rows.
  */
 
 #ifndef TXS
@@ -83,6 +84,18 @@ byte i, s; /* counters: zero between two steps */
 #define FALLS_BACK(slot) HAS(locked, slot)
 #else
 #define FALLS_BACK(slot) true
+#endif
+
+#ifdef LOOK
+#define IS_WORTH(slot) (outbox[slot] & ~IDS_TO(level[slot]))
+#else
+#define IS_WORTH(slot) true
+#endif
+
+#if defined(LOOK) && !defined(MISTAKE_LOOK_WITHOUT_FALLING_BACK)
+#define ENDED_MEMBERS (members & ended) /* as any snapshot shows that is taken now */
+#else
+#define ENDED_MEMBERS 0
 #endif
 
 /* A row goes to one slot or the other, or is never seen: rolled back, or taken by another relay. */
@@ -204,12 +217,20 @@ active proctype Lane() {
 
 end_claim:
     do
-    :: /* 1. LOCK some slots; the same statement reads the sequence. */
+    :: /* 1. LOCK some slots; the same statement reads the sequence. With LOOK it locks only where it sees rows above
+          the floor, and its snapshot, too, may show that members have ended. */
         atomic {
+            IS_WORTH(0) || IS_WORTH(SLOTS - 1) || ENDED_MEMBERS ->
+            back = ENDED_MEMBERS;
             if
-            :: locked = BIT(0)
-            :: SLOTS > 1 -> locked = BIT(1)
-            :: SLOTS > 1 -> locked = BIT(0) | BIT(1)
+            :: back -> d_step { fall_back() }
+            :: else
+            fi;
+            if
+            :: IS_WORTH(0) -> locked = BIT(0)
+            :: SLOTS > 1 && IS_WORTH(SLOTS - 1) -> locked = BIT(1)
+            :: SLOTS > 1 && IS_WORTH(0) && IS_WORTH(SLOTS - 1) -> locked = BIT(0) | BIT(1)
+            :: !IS_WORTH(0) && !IS_WORTH(SLOTS - 1) -> goto end_claim
             fi;
 #ifdef MISTAKE_SNAPSHOT_OF_AN_EARLIER_STATEMENT
             open = ALL_XIDS & ~ended;
@@ -299,6 +320,13 @@ read:
         }
     od
 }
+
+#ifdef LOOK
+/* This waits outside an end state: a search for invalid end states finds a lane that stands still beside rows. */
+active proctype Delivered() {
+    ended == ALL_XIDS && !outbox[0] && !outbox[SLOTS - 1]
+}
+#endif
 
 init {
     atomic {
