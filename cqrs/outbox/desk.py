@@ -70,7 +70,7 @@ class Outbox:
 
     async def discard(self, **which: Unpack[Which]) -> int:
         """Delete dead letters for good and let go on what they held back; returns how many."""
-        return await self._each(self._store.parked.discard, which)
+        return await self._each(lambda seqs: self._store.parked.discard(seqs, self._skipping), which)
 
     async def _each(self, act: Callable[[list[int]], Any], which: Which) -> int:
         rows = await self._store.parked.find(_conditions(which), EVERYTHING)

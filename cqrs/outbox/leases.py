@@ -12,7 +12,7 @@ from cqrs.outbox.rows import CLAIMED, Claimed, Probe, Verdict, View, claimed
 from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -89,7 +89,7 @@ class LeasedLane:
             seqs = await store.parked.heads(connection, view, limit)
             rows = await store.parked.read(connection, view, seqs, lock=False)
             token = await _hold_until(store, connection, [row.id for row in rows], self._lease)
-        return LeasedRetries(store, self._lease, token, rows) if rows else None
+        return LeasedRetries(store, self._lease, token, rows, view.skipping) if rows else None
 
 
 class LeasedSlots:
@@ -136,8 +136,11 @@ class LeasedRetries:
 
     held_back = 0
 
-    def __init__(self, store: Store, lease: float, token: str, rows: Sequence[Claimed]) -> None:
+    def __init__(
+        self, store: Store, lease: float, token: str, rows: Sequence[Claimed], skipping: Collection[str]
+    ) -> None:
         self.rows = rows
+        self._skipping = skipping
         self._store = store
         self._lease = lease
         self._token = token
@@ -157,6 +160,7 @@ class LeasedRetries:
                 [row for row in done if row.id in mine],
                 [verdict for verdict in failed if verdict.row.id in mine],
                 [row for row in returned if row.id in mine],
+                self._skipping,
             )
 
     async def _mine(self, connection: AsyncConnection) -> set[int]:

@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import text
@@ -17,7 +18,7 @@ from sqlalchemy import text
 from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -148,7 +149,7 @@ class LockedLane:
                 await self._slots.limit(connection, self._lease)
                 rows = await parked.read(connection, view, seqs, lock=True)
                 if rows:
-                    return LockedRows(self, connection, rows, 0, self._settle_retries)
+                    return LockedRows(self, connection, rows, 0, partial(self._settle_retries, view.skipping))
             await self._rest(connection)
         return None
 
@@ -180,6 +181,7 @@ class LockedLane:
 
     async def _settle_retries(
         self,
+        skipping: Collection[str],
         claimed_over: AsyncConnection,
         done: Sequence[Claimed],
         failed: Sequence[Verdict],
@@ -187,7 +189,7 @@ class LockedLane:
     ) -> None:
         # Longer than the lease, for which another relay may hold a slot.
         async with self._in_time(claimed_over, leases=2) as connection:
-            await self._store.parked.end(connection, done, failed, returned)
+            await self._store.parked.end(connection, done, failed, returned, skipping)
             await connection.commit()
 
     @asynccontextmanager

@@ -108,6 +108,7 @@ class Parked:
         done: Sequence[Claimed],
         failed: Sequence[Verdict],
         returned: Sequence[Claimed],
+        skipping: Collection[str],
     ) -> None:
         """End retries: delete what was delivered, put off or bury what failed, hand back what was not tried."""
         table = self._table
@@ -118,7 +119,7 @@ class Parked:
         for verdict in failed:
             await connection.execute(update(table).where(table.c.seq == verdict.row.id).values(**self._ending(verdict)))
         for row in (*done, *freed):
-            await self._make_next_due(connection, row.lane)
+            await self._make_next_due(connection, row.lane, skipping)
         for some in chunks([row.id for row in returned]):
             back = update(table).where(table.c.seq.in_(some))
             await connection.execute(back.values(next_attempt_at=self._store.now()))
@@ -129,15 +130,17 @@ class Parked:
         if slots:
             await self._store.dialect.hold(connection, self._store, slots)
 
-    async def _make_next_due(self, connection: AsyncConnection, lane: Lane) -> None:
+    async def _make_next_due(self, connection: AsyncConnection, lane: Lane, skipping: Collection[str]) -> None:
+        """Make the first of a key due, unless what comes first is dead and holds it back."""
         destination, topic, key = lane
         if key is None:
             return
         table = self._table
-        behind = (_same_lane(table, destination, topic, key), table.c.state == WAITING)
-        first = await connection.scalar(select(func.min(table.c.seq)).where(*behind))
+        left = (_same_lane(table, destination, topic, key), self.parks(table, skipping))
+        first = await connection.scalar(select(func.min(table.c.seq)).where(*left))
         if first is not None:
-            due = update(table).where(table.c.seq == first, table.c.next_attempt_at.is_(None))
+            waits = (table.c.state == WAITING, table.c.next_attempt_at.is_(None))
+            due = update(table).where(table.c.seq == first, *waits)
             await connection.execute(due.values(next_attempt_at=self._store.now()))
 
     async def wake_heads(self, skipping: Collection[str]) -> None:
@@ -201,14 +204,14 @@ class Parked:
         lane = _same_lane(table, row.destination, row.topic, row.message_key)
         return bool(await connection.scalar(select(exists().where(lane, table.c.state == WAITING, table.c.seq < seq))))
 
-    async def discard(self, seqs: Sequence[int]) -> int:
+    async def discard(self, seqs: Sequence[int], skipping: Collection[str] = ()) -> int:
         """Delete dead rows for good; what waited behind them goes on."""
         table = self._table
         async with self._store.short.begin() as connection:
             rows = await self._dead(connection, seqs)
             for row in rows:
                 await connection.execute(delete(table).where(table.c.seq == row.seq))
-                await self._make_next_due(connection, (row.destination, row.topic, row.message_key))
+                await self._make_next_due(connection, (row.destination, row.topic, row.message_key), skipping)
         return len(rows)
 
     async def _dead(self, connection: AsyncConnection, seqs: Sequence[int]) -> list[Row[Any]]:

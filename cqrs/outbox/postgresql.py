@@ -31,11 +31,13 @@ VIEWS = 4
 """Of how many views the floors are kept."""
 LIMIT = (
     "set_config('idle_in_transaction_session_timeout', $1::text, true), "
+    "set_config('statement_timeout', $2::text, true), "
     "set_config('synchronous_commit', 'off', true), set_config('enable_seqscan', 'off', true)"
 )
 """All for the transaction alone: a session's settings would reach other clients behind a pooling PgBouncer.
 
-A settled batch that is lost with the server's memory comes once more, which is a duplicate. Rows are deleted by their
+A client that is stopped while the server still sends it rows is not idle in a transaction, but in a statement. A
+settled batch that is lost with the server's memory comes once more, which is a duplicate. Rows are deleted by their
 places, for which the planner would read a small table whole.
 """
 
@@ -125,6 +127,7 @@ class AdvisorySlots:
         self._names = Names(store)
         self._floors: dict[View, Floor] = {}
         self._last = 0
+        self._server = ""
         self._appetite = Appetite()
 
     @property
@@ -146,23 +149,33 @@ class AdvisorySlots:
 
     async def limit(self, connection: AsyncConnection, lease: float) -> None:
         """Let the server end the transaction when its client has been silent for a lease."""
-        await begin(connection, f"SELECT {LIMIT}", _milliseconds(lease))
+        # Twice the lease for a statement: the end of a retry may wait for a slot as long as another relay holds it.
+        await begin(connection, f"SELECT {LIMIT}", _milliseconds(lease), _milliseconds(2 * lease))
 
     async def lock(self, connection: AsyncConnection, view: View, lease: float) -> Sequence[int] | Nothing:
         """Lock half of the free slots that have work, at least one, from a random one on.
 
         The same statement tells the last id that was drawn, before the transaction draws an id of its own (`Floor`).
         """
-        floor = self._floor_of(view)
-        slots = list(range(self._store.slots))
-        start = random.randrange(len(slots))  # noqa: S311 - nothing secret
-        slots = slots[start:] + slots[:start]
-        floors = [floor.slots.get(slot, 0) for slot in slots]
-        values = [_milliseconds(lease), self._class, slots, floors, list(view.destinations), *_view_values(view)]
-        row = await begin(connection, self._names.fill(_LOCK, view), *values)
-        *_, last, working, locked = row
-        self._last = last
-        self._floors[view] = floor.fresh(last)
+        start = random.randrange(self._store.slots)  # noqa: S311 - nothing secret
+        slots = [*range(start, self._store.slots), *range(start)]
+        statement = self._names.fill(_LOCK, view)
+        silence = _milliseconds(lease)
+        while True:
+            floor = self._floor_of(view)
+            floors = [floor.slots.get(slot, 0) for slot in slots]
+            values = [silence, silence, self._class, slots, floors, list(view.destinations), *_view_values(view)]
+            row = await begin(connection, statement, *values)
+            *_, server, seen, self._last, working, locked = row
+            if server != self._server:
+                # Another server under a living connection, as behind a pooler: what the floors say is not of it.
+                self._server = server
+                self._floors.clear()
+                floor = self._floor_of(view)
+            self._floors[view] = floor = floor.fresh(self._last)
+            # Nothing is read where no work is seen, so that only this look shows that an open transaction has ended.
+            if locked or not floor.falls(Snapshot.of(seen)):
+                break
         if not locked:
             return Nothing.BUSY if working else Nothing.IDLE
         return list(locked)
@@ -246,23 +259,23 @@ _WITHOUT = """AND NOT EXISTS (
 _LOCK = """
 WITH work AS MATERIALIZED (
     SELECT s.slot
-    FROM unnest($3::smallint[], $4::bigint[]) WITH ORDINALITY AS s(slot, floor, place) CROSS JOIN LATERAL (
+    FROM unnest($4::smallint[], $5::bigint[]) WITH ORDINALITY AS s(slot, floor, place) CROSS JOIN LATERAL (
         SELECT 1 FROM {outbox} o
-        WHERE o.slot = s.slot AND o.id > s.floor AND o.destination = ANY($5::text[]) {shown}
+        WHERE o.slot = s.slot AND o.id > s.floor AND o.destination = ANY($6::text[]) {shown}
         ORDER BY o.id LIMIT 1
     ) first
     ORDER BY s.place
 ), free AS MATERIALIZED (
     SELECT slot FROM work WHERE slot NOT IN (
         SELECT objid::bigint FROM pg_locks
-        WHERE locktype = 'advisory' AND classid::bigint = $2::integer AND objsubid = 2
+        WHERE locktype = 'advisory' AND classid::bigint = $3::integer AND objsubid = 2
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 )
-SELECT {limit},
+SELECT {limit}, pg_postmaster_start_time()::text, pg_current_snapshot()::text,
     (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {sequence}),
     (SELECT count(*) FROM work),
     ARRAY(
-        SELECT slot FROM free WHERE pg_try_advisory_xact_lock($2::integer, slot)
+        SELECT slot FROM free WHERE pg_try_advisory_xact_lock($3::integer, slot)
         LIMIT (SELECT (count(*) + 1) / 2 FROM free))
 """
 """The LIMIT keeps the look for work slot by slot along the index: EXISTS may become a join with the whole table."""

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 import cqrs
-from cqrs.outbox import bell, storage
+from cqrs.outbox import bell, floor, storage
 from cqrs.outbox.relay import Pace
 from cqrs.outbox.rows import View
 from tests.proxy import Proxy
@@ -194,6 +194,25 @@ async def test_strict_ordering_does_not_hold_up_other_keys(database: str):
         async with asyncio.timeout(5.0):
             await app.emit(Happened(order="b", number=2))
         await one.commit()
+    await engine.dispose()
+
+
+async def test_a_row_of_a_transaction_that_stayed_open_is_read_as_soon_as_it_ends(
+    database: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Its id lies below the floor by then, and nobody else writes anything that would make a lane read."""
+    monkeypatch.setattr(floor, "PATIENCE", 0.0)
+    shop, engine = Shop(), create_async_engine(database)
+    async with shop.app(engine, relay=False, slots=1) as app, AsyncSession(engine) as late:
+        relay = storage_of(app).relay
+        await app.emit(Happened(number=1), session=late)
+        for number in (2, 3, 4):
+            await app.emit(Happened(order="o2", number=number))
+            await relay.relay_outbox()
+        assert min(relay._outbox[0]._slots._floors[relay._circuits.view(["receive"])].slots.values()) > 1  # type: ignore[attr-defined]
+        await late.commit()
+        assert await relay.relay_outbox()
+    assert shop.seen == [2, 3, 4, 1]
     await engine.dispose()
 
 
