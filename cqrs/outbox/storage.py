@@ -259,8 +259,9 @@ class Storage:
     async def drain(self, timeout: float) -> None:
         """Wait until what this process emitted has ended."""
         end = monotonic() + timeout
-        while left := await self._unended():
-            if all(state == DEAD for *_, state in left):
+        # What was emitted while the database was asked has not been asked for yet.
+        while (left := await self._unended()) or self._emitted:
+            if left and all(state == DEAD for *_, state in left):
                 raise DrainTimeout(describe(left), "given up: app.outbox.replay() or discard() ends them")
             if monotonic() >= end:
                 raise DrainTimeout(describe(left), f"not delivered after {timeout:g} s")

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -550,3 +550,20 @@ async def test_only_the_last_events_are_remembered_for_draining(shop: Shop, monk
     async with shop.app(relay=False) as app:
         await app.send(Start(orders=["o1", "o2", "o3"]))
         assert len(storage_of(app)._emitted) == 2
+
+
+async def test_draining_waits_for_what_is_emitted_while_the_database_is_asked(shop: Shop):
+    async with shop.app() as app:
+        store = storage_of(app).store
+        unended, late = store.unended, ["o2"]
+
+        async def asked(event_ids: Collection[str]) -> list[tuple[str, str, str, str]]:
+            left = await unended(event_ids)
+            if late and not left:
+                await app.send(Start(orders=[late.pop()]))
+            return left
+
+        store.unended = asked  # type: ignore[method-assign]
+        await app.send(Start(orders=["o1"]))
+        await app.drain()
+    assert shop.seen == ["o1", "o2"]
