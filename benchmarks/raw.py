@@ -31,8 +31,8 @@ WIRE = {"ce_id": UUID, "ce_type": "OrderPlaced", **json.loads(UUID.join(HEADERS)
 async def postgresql(engine: AsyncEngine, url: str, number: int, batch: int) -> AsyncIterator[Contestant]:
     """One reader by asyncpg: an ordered select, and a delete by the primary key, which is the id.
 
-    Neither slots, locks, transactions nor anybody's publish; a commit does not wait for the disk, as the relay's. It reads
-    from the beginning each time: above the last id it would lose rows.
+    Neither slots, locks, transactions nor anybody's publish; a commit does not wait for the disk, as the relay's. It
+    reads from the beginning each time: above the last id it would lose rows.
     """
     outbox = Outbox(engine, "raw_")
     create = "CREATE TABLE raw_outbox (LIKE cqrs_outbox INCLUDING DEFAULTS, PRIMARY KEY (id))"

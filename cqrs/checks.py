@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from cqrs.codec import HANDLER_LIMIT
@@ -91,7 +92,10 @@ def _check_wishes(wishes: Wishes, problems: list[Problem]) -> None:
     above_zero, from_zero = "seconds above 0", "seconds from 0"
     refused = {
         "name": (not _is_text(wishes.name), "a text that is not empty"),
-        "slots": (not is_number(wishes.slots, 1, SLOT_LIMIT), f"a number from 1 to {SLOT_LIMIT}"),
+        "slots": (
+            not is_number(wishes.slots, 1, SLOT_LIMIT) or wishes.slots != int(wishes.slots),
+            f"a number from 1 to {SLOT_LIMIT}",
+        ),
         "on_dead": (wishes.on_dead not in ("block", "skip"), "'block' or 'skip'"),
         "ordering": (wishes.ordering not in ("commit", "strict"), "'commit' or 'strict'"),
         "carrier": (wishes.carrier not in ("relay", "log"), "'relay' or 'log'"),
@@ -113,7 +117,7 @@ def _is_text(value: Any) -> bool:
 
 def is_number(value: Any, least: float, most: float = float("inf")) -> bool:
     """Whether a wish is a number within bounds."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and least <= value <= most
 
 
 def _are_policies(retry: Any) -> bool:

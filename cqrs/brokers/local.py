@@ -83,6 +83,9 @@ class Local:
         return outcomes
 
     async def _deliver(self, envelope: Envelope, end: float) -> Outcome:
+        if (envelope.destination, envelope.type) not in self._deliveries:
+            # Not final: during a rolling deploy another process may know what this one does not.
+            return Failed(DecodingError(f"{envelope.destination} does not handle events named '{envelope.type}'."))
         try:
             handler, plan, message = self._read(envelope)
         except DecodingError as error:
@@ -102,10 +105,7 @@ class Local:
         return Fate.DELIVERED
 
     def _read(self, envelope: Envelope) -> tuple[Handler, Plan, object]:
-        found = self._deliveries.get((envelope.destination, envelope.type))
-        if found is None:
-            raise DecodingError(f"{envelope.destination} does not handle events named '{envelope.type}'.")
-        handler, plan = found
+        handler, plan = self._deliveries[envelope.destination, envelope.type]
         assert plan.codec is not None  # noqa: S101 - every event that can be saved has one
         return handler, plan, plan.codec.decode(envelope.payload)
 

@@ -41,6 +41,7 @@ class Bell:
         self._listen_url = listen_url
         self._own = uuid4().hex
         self._rung = asyncio.Event()
+        self._rings = 0
         self._silent = asyncio.Event()
         self._silent.set()
         self._heard_own = asyncio.Event()
@@ -69,9 +70,12 @@ class Bell:
         """Go on after every fault of the connection, until the work says that it is over."""
         pause, tell = 0.1, log.warning
         while True:
+            began = monotonic()
             try:
                 await work()
             except Exception as error:  # noqa: BLE001 - whatever it is, polling goes on and so does this
+                if monotonic() - began > ALIVE:
+                    pause, tell = 0.1, log.warning
                 tell("Wake-ups across processes have a fault, the relay polls, and they are tried again: %s", error)
                 tell = log.debug
                 await asyncio.sleep(pause)
@@ -93,6 +97,7 @@ class Bell:
                 except BaseException:
                     self._rung.set()
                     raise
+                self._rings += 1
                 if not self._rung.is_set():
                     self._silent.set()
 
@@ -117,11 +122,13 @@ class Bell:
                 await asyncio.gather(hearing, return_exceptions=True)
 
     async def _hears_itself(self, hearing: asyncio.Task[None]) -> bool:
-        end = monotonic() + PATIENCE
+        end, before = monotonic() + PATIENCE, self._rings
         self._heard_own.clear()
         while not self._heard_own.is_set() and not hearing.done() and monotonic() < end:
             self.ring()
             await _within(PATIENCE / 20, self._heard_own.wait())
+        if self._rings == before:
+            raise ConnectionError("nothing could be rung, so nothing could be heard")
         return self._heard_own.is_set() or hearing.done()
 
     def _told(self, payload: str) -> None:

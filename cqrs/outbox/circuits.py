@@ -72,11 +72,13 @@ class Circuits:
 
     def postpone(self, wire: Wire, seconds: float) -> None:
         """Try a way a little later: others work on its rows."""
-        self._open[wire].until = monotonic() + seconds
+        if wire in self._open:
+            self._open[wire].until = monotonic() + seconds
 
     def half_open(self, wire: Wire) -> None:
         """Let the next row of this way be its trial: there is none to try now."""
-        self._half_open[wire] = self._open.pop(wire)
+        if wire in self._open:
+            self._half_open[wire] = self._open.pop(wire)
 
     def _close(self, wire: Wire) -> None:
         circuit = self._open.pop(wire, None) or self._half_open.pop(wire, None)

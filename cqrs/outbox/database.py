@@ -113,28 +113,31 @@ def _url(text: str, problems: list[Problem]) -> URL | None:
         return None
 
 
+def shown(url: URL) -> str:
+    """Return a URL without what may be secret: its password, and its query, where drivers take one, too."""
+    return url.set(query={}).render_as_string(hide_password=True).replace("%3A", ":")
+
+
 def _is_usable(url: URL, schema: str | None, problems: list[Problem]) -> bool:
-    shown = url.render_as_string(hide_password=True).replace("%3A", ":")
     known = len(problems)
     kind = KINDS.get(url.get_backend_name())
     if kind is None:
         cure = f"Use PostgreSQL, MySQL, MariaDB or SQLite: {', '.join(kind.example for kind in KINDS.values())}."
-        problems.append(Problem(f"The database {shown} is none that the toolkit stores on", cure))
+        problems.append(Problem(f"The database {shown(url)} is none that the toolkit stores on", cure))
     elif url.get_driver_name() not in kind.drivers:
         cure = f"Name the async driver: {kind.example}."
         problems.append(
-            Problem(f"The database {shown} has the driver '{url.get_driver_name()}', which is not async", cure)
+            Problem(f"The database {shown(url)} has the driver '{url.get_driver_name()}', which is not async", cure)
         )
     elif find_spec(url.get_driver_name()) is None:
-        what = f"The database {shown} needs {url.get_driver_name()}, which is not installed"
+        what = f"The database {shown(url)} needs {url.get_driver_name()}, which is not installed"
         problems.append(Problem(what, f"pip install '{kind.drivers[url.get_driver_name()]}'."))
     elif kind is not SQLITE:
         return len(problems) == known
     elif sqlite.is_in_memory(url):
         cure = f"Use a file: {EXAMPLE}; in tests a temporary one."
-        what = (
-            f"The database {shown} is in memory, where sessions would share one connection and undo each other's work"
-        )
+        where = f"The database {shown(url)} is in memory"
+        what = f"{where}, where sessions would share one connection and undo each other's work"
         problems.append(Problem(what, cure))
     elif schema is not None:
         problems.append(Problem("schema= has no meaning on SQLite", "Use prefix= to keep applications apart."))

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from cqrs.outbox.parked import chunks
 from cqrs.outbox.rows import DEAD, Counts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from sqlalchemy import Row
 
     from cqrs.outbox.store import Store
-
-EVERYTHING = 1_000_000
 
 
 class Which(TypedDict, total=False):
@@ -72,10 +71,12 @@ class Outbox:
         """Delete dead letters for good and let go on what they held back; returns how many."""
         return await self._each(lambda seqs: self._store.parked.discard(seqs, self._skipping), which)
 
-    async def _each(self, act: Callable[[list[int]], Any], which: Which) -> int:
-        rows = await self._store.parked.find(_conditions(which), EVERYTHING)
-        acted: int = await act([row.seq for row in rows])
-        self._changed()
+    async def _each(self, act: Callable[[Sequence[int]], Awaitable[int]], which: Which) -> int:
+        acted = 0
+        for some in chunks(await self._store.parked.numbers(_conditions(which))):
+            # In parts: each holds the slots of its rows.
+            acted += await act(some)
+            self._changed()
         return acted
 
 

@@ -70,6 +70,8 @@ class Floor:
 
     def safe(self) -> dict[int, int]:
         """Return floors that hold for whoever reads without looking at snapshots."""
+        if monotonic() - self._born > REMEMBERED:
+            return {}
         least = min(self._members.values(), default=None)
         return dict(self.slots) if least is None else {slot: min(floor, least) for slot, floor in self.slots.items()}
 

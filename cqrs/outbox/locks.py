@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,9 +37,8 @@ class Slots(Protocol):
     ends_idle_sessions: bool
     """Whether the limit on a silent client would also end a session that has nothing to do."""
 
-    @property
-    def floors(self) -> Mapping[int, int]:
-        """Below which id nothing is left in a slot, where that is known."""
+    def floors(self, view: View) -> Mapping[int, int]:
+        """Return below which id nothing of this view is left in a slot, where that is known."""
         ...
 
     def forget(self) -> None:
@@ -104,10 +103,9 @@ class LockedLane:
         self._lease = lease
         self._connection: AsyncConnection | None = None
 
-    @property
-    def floors(self) -> Mapping[int, int]:
-        """Below which id nothing is left in a slot, where that is known."""
-        return self._slots.floors
+    def floors(self, view: View) -> Mapping[int, int]:
+        """Return below which id nothing of this view is left in a slot, where that is known."""
+        return self._slots.floors(view)
 
     async def close(self) -> None:
         """Roll back what is open, and give the connection back."""
@@ -115,8 +113,10 @@ class LockedLane:
         self._slots.forget()
         if connection is not None:
             # Not back into the pool: a session may be limited as the application's own should not be.
-            await connection.invalidate()
-            await connection.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._lease):
+                    await connection.invalidate()
+                    await connection.close()
 
     async def probe(self, view: View, floors: Mapping[int, int]) -> Probe:
         """Say whether there is anything to do, in one statement, without a transaction where that can be."""
@@ -134,7 +134,7 @@ class LockedLane:
         async with self._in_time() as connection:
             locked = await self._slots.lock(connection, view, self._lease)
             if isinstance(locked, Nothing):
-                await self._rest(connection)
+                await self._rest(connection, soon=locked is Nothing.BUSY)
                 return locked
             rows, held = await self._slots.read(connection, locked, view, limit)
             await self._store.parked.hold_back(connection, held)
@@ -153,9 +153,9 @@ class LockedLane:
             await self._rest(connection)
         return None
 
-    async def _rest(self, connection: AsyncConnection) -> None:
-        """End a transaction in which there was nothing to do."""
-        if self._slots.ends_idle_sessions:
+    async def _rest(self, connection: AsyncConnection, *, soon: bool = False) -> None:
+        """End a transaction in which there was nothing to do; `soon` the next one follows."""
+        if self._slots.ends_idle_sessions and not soon:
             await self.close()
         else:
             await connection.rollback()
@@ -172,7 +172,8 @@ class LockedLane:
         failed: Sequence[Verdict],
         _returned: Sequence[Claimed],
     ) -> None:
-        async with self._in_time(claimed_over) as connection:
+        # Each failed row takes statements of its own, and each of them is a sign of life.
+        async with self._in_time(claimed_over, leases=1 + len(failed) // 100) as connection:
             if done:
                 await self._slots.delete(connection, done)
             for verdict in failed:
@@ -187,8 +188,8 @@ class LockedLane:
         failed: Sequence[Verdict],
         returned: Sequence[Claimed],
     ) -> None:
-        # Longer than the lease, for which another relay may hold a slot.
-        async with self._in_time(claimed_over, leases=2) as connection:
+        # Longer than the lease, for which another relay may hold a slot; each row takes statements of its own.
+        async with self._in_time(claimed_over, leases=2 + (len(done) + len(failed)) // 100) as connection:
             await self._store.parked.end(connection, done, failed, returned, skipping)
             await connection.commit()
 

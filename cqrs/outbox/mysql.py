@@ -95,8 +95,6 @@ class MySQL:
 class SlotRows:
     """Locks slots by their rows; see `cqrs.outbox.locks.Slots`."""
 
-    floors: Mapping[int, int] = {}
-
     def __init__(self, store: Store) -> None:
         self._store = store
         self.ends_idle_sessions = False
@@ -105,6 +103,10 @@ class SlotRows:
         preparer = store.short.dialect.identifier_preparer
         tables = {"outbox": store.tables.outbox, "parked": store.tables.parked}
         self._names = {name: preparer.format_table(table) for name, table in tables.items()}
+
+    def floors(self, view: View) -> Mapping[int, int]:  # noqa: ARG002 - the port's
+        """Know none."""
+        return {}
 
     def forget(self) -> None:
         """Forget that the session is limited: it is gone."""
@@ -153,7 +155,7 @@ class SlotRows:
         skipped = f"p.destination NOT IN ({_marks(view.skipping)})" if view.skipping else "TRUE"
         one = _READ.format(**self._names, skipped=skipped, shown=conditions, each=each)
         statement = " UNION ALL ".join(one.replace(":slot", str(slot)) for slot in slots)
-        found = await fetch(connection, statement, [*sorted(view.skipping), *values] * len(slots))
+        found = (await fetch(connection, statement, [*sorted(view.skipping), *values] * len(slots)))[:most]
         self._appetite.learn(found, most, each)
         rows = claimed(found, places=True)
         return [row for row in rows if row.place is not None], [row for row in rows if row.place is None]

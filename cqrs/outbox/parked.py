@@ -172,6 +172,13 @@ class Parked:
         async with self._store.readers.connect() as connection:
             return (await connection.execute(query.order_by(table.c.seq).limit(limit))).all()
 
+    async def numbers(self, conditions: Mapping[str, Any]) -> list[int]:
+        """Return the numbers of parked rows by column values, the oldest first."""
+        table = self._table
+        query = select(table.c.seq).where(*(table.c[name] == value for name, value in conditions.items()))
+        async with self._store.readers.connect() as connection:
+            return list(await connection.scalars(query.order_by(table.c.seq)))
+
     async def replay(self, seqs: Sequence[int], skipping: Collection[str]) -> int:
         """Make dead rows wait for a first attempt again; one whose key went on without it joins the key's tail."""
         table = self._table
@@ -179,7 +186,7 @@ class Parked:
             rows = await self._dead(connection, seqs)
             for row in rows:
                 seq = await self._to_tail(connection, row) if row.destination in skipping else row.seq
-                due = null() if await self._waits_behind(connection, row, seq) else self._store.now()
+                due = null() if await self._waits_behind(connection, row, seq, skipping) else self._store.now()
                 values = {"state": WAITING, "attempts": 0, "next_attempt_at": due}
                 await connection.execute(update(table).where(table.c.seq == seq).values(**values))
         return len(rows)
@@ -197,12 +204,16 @@ class Parked:
         )
         return int(await connection.scalar(select(func.max(table.c.seq)).where(*lane)) or 0)
 
-    async def _waits_behind(self, connection: AsyncConnection, row: Row[Any], seq: int) -> bool:
+    async def _waits_behind(
+        self, connection: AsyncConnection, row: Row[Any], seq: int, skipping: Collection[str]
+    ) -> bool:
         if row.message_key is None:
             return False
         table = self._table
         lane = _same_lane(table, row.destination, row.topic, row.message_key)
-        return bool(await connection.scalar(select(exists().where(lane, table.c.state == WAITING, table.c.seq < seq))))
+        return bool(
+            await connection.scalar(select(exists().where(lane, self.parks(table, skipping), table.c.seq < seq)))
+        )
 
     async def discard(self, seqs: Sequence[int], skipping: Collection[str] = ()) -> int:
         """Delete dead rows for good; what waited behind them goes on."""

@@ -130,10 +130,9 @@ class AdvisorySlots:
         self._server = ""
         self._appetite = Appetite()
 
-    @property
-    def floors(self) -> Mapping[int, int]:
-        """Below which id nothing is left in a slot, as the widest view so far has shown."""
-        return next((floor.safe() for floor in self._floors.values()), {})
+    def floors(self, view: View) -> Mapping[int, int]:
+        """Return below which id nothing of this view is left in a slot."""
+        return next((floor.safe() for other, floor in self._floors.items() if other.covers(view)), {})
 
     def forget(self) -> None:
         """Forget the floors: another connection may lead to another server."""

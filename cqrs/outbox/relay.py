@@ -75,7 +75,6 @@ class Relay:
         pace: Pace = Pace(),
     ) -> None:
         self.owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid4().hex[:8]}"
-        self.settled = asyncio.Event()
         self._publishers = publishers
         self._destinations = sorted(publishers)
         self._end = end
@@ -84,7 +83,9 @@ class Relay:
         self._circuits = Circuits(skipping)
         self._faults = Faults()
         self._outbox = [store.lane(f"{self.owner}/{number}", pace.lease) for number in range(pace.lanes)]
-        self._parked, self._trials, self._probes = (store.lane(f"{self.owner}/{name}", pace.lease) for name in "pto")
+        self._parked = store.lane(f"{self.owner}/parked", pace.lease)
+        self._trials = store.lane(f"{self.owner}/trials", pace.lease)
+        self._probes = store.lane(f"{self.owner}/look", pace.lease)
         self._work: dict[str, Callable[[], Awaitable[bool]]] = {
             **{
                 f"outbox {number}".removesuffix(" 1"): _bound(self.relay_outbox, lane)
@@ -94,11 +95,17 @@ class Relay:
             "trials": self._try_circuits,
             "look": self._look,
         }
-        self._awake = {name: asyncio.Event() for name in self._work}
         self._lanes: list[asyncio.Task[None]] = []
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Forget the event loop that this relay has run in: an application may be opened again in another one."""
+        self._awake = {name: asyncio.Event() for name in self._work}
+        self.settled = asyncio.Event()
 
     def start(self) -> None:
         """Begin to relay."""
+        self.prepare()
         self._stopping = False
         self._lanes = [
             asyncio.create_task(self._lane(name, work), name=f"cqrs relay {name}") for name, work in self._work.items()
@@ -251,7 +258,7 @@ class Relay:
 
     def _judge(self, row: Claimed, failure: Failed) -> Verdict:
         wait, blocks = self._end(row.lane[0], failure.error, row.attempts + 1)
-        error = "".join(format_exception(failure.error))[-ERROR_LIMIT:]
+        error = _storable("".join(format_exception(failure.error))[-ERROR_LIMIT:])
         return Verdict(row, error, None if failure.final else wait, blocks)
 
     def _tell(self, done: Sequence[Claimed], failed: Sequence[Verdict]) -> None:
@@ -298,13 +305,21 @@ class Relay:
                 self._faults.end(name)
                 if not worked and not self._stopping:
                     await awake.wait()
-            except Exception as error:  # noqa: BLE001 - a lane must not die
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
+                    raise
                 faults = self._faults.add(name, error)
                 await _wait(awake, min(5.0, 0.1 * 2 ** min(faults, 6)))
 
     async def _look(self) -> bool:
         """Look, with one statement, for what no wake-up told, and wait until the next look or the next retry is due."""
-        probe = await self._probes.probe(self._circuits.view(self._destinations), self._outbox[0].floors)
+        view = self._circuits.view(self._destinations)
+        try:
+            probe = await self._probes.probe(view, self._outbox[0].floors(view))
+        except BaseException:
+            # Perhaps another server answers next: let the lanes look for themselves.
+            self.wake()
+            raise
         if probe.outbox:
             self.wake()
         pause = self._pace.idle if probe.due is None else min(self._pace.idle, probe.due)
@@ -313,6 +328,17 @@ class Relay:
             pause = self._pace.idle
         await _wait(self._awake["look"], pause)
         return True
+
+
+def _is_being_cancelled() -> bool:
+    """Whether somebody stops this task, rather than something that it waited for was cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _storable(text: str) -> str:
+    """Return a text that every database takes: without NUL, and without half a surrogate pair."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def _bound(work: Callable[[Lane], Awaitable[bool]], lane: Lane) -> Callable[[], Awaitable[bool]]:
@@ -331,11 +357,11 @@ class Faults:
     """What is wrong with which lane: one line when something begins to be, and one when nothing is any more."""
 
     def __init__(self) -> None:
-        self._current: dict[str, Exception] = {}
+        self._current: dict[str, BaseException] = {}
         self._told: set[str] = set()
         self._counts: Counter[str] = Counter()
 
-    def add(self, lane: str, error: Exception) -> int:
+    def add(self, lane: str, error: BaseException) -> int:
         """Note a fault; returns how many this lane has had in a row."""
         self._current[lane] = error
         self._counts[lane] += 1

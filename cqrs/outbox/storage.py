@@ -17,6 +17,7 @@ from cqrs import migrations
 from cqrs.codec import BROKER
 from cqrs.errors import DatabaseUnreachable, DrainTimeout, NotOpen, SchemaError
 from cqrs.outbox.carrier import Carrier
+from cqrs.outbox.database import shown
 from cqrs.outbox.desk import Outbox
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import DEAD
@@ -25,7 +26,7 @@ from cqrs.registry import Kind
 from cqrs.schema import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from cqrs.codec import Envelope
     from cqrs.context import Context
@@ -139,6 +140,7 @@ class Storage:
             if self._database.owned:
                 stack.push_async_callback(self._database.readers.dispose)
                 stack.push_async_callback(self._database.writers.dispose)
+            self.relay.prepare()
             await self._connect()
             await self._check_schema()
             await self._check_settings()
@@ -238,14 +240,21 @@ class Storage:
         """Forget what is past its retention, in small batches, and report what nobody claims."""
         while True:
             await asyncio.sleep(HOUSEKEEPING)
-            try:
-                await self.store.parked.wake_heads(self._skipping)
-                await self._forget()
-                await self.store.record(self._wanted())
-                await self._carrier.stay()
-                await self._report_unserved(UNCLAIMED)
-            except Exception as error:  # noqa: BLE001 - tried again in a minute
-                log.warning("Housekeeping failed and is tried again: %s", error)
+            for chore in self._chores:
+                try:
+                    await chore()
+                except Exception as error:  # noqa: BLE001 - tried again in a minute, and others do not wait for it
+                    log.warning("Housekeeping failed and is tried again: %s", error)
+
+    @property
+    def _chores(self) -> Sequence[Callable[[], Awaitable[object]]]:
+        return (
+            lambda: self.store.record(self._wanted()),
+            self._carrier.stay,
+            lambda: self.store.parked.wake_heads(self._skipping),
+            self._forget,
+            lambda: self._report_unserved(UNCLAIMED),
+        )
 
     async def _forget(self) -> None:
         for _ in range(100):
@@ -305,7 +314,7 @@ async def _end(task: asyncio.Task[None]) -> None:
 
 
 def _shown(database: Database) -> str:
-    return database.writers.url.render_as_string(hide_password=True)
+    return shown(database.writers.url)
 
 
 def _has_tables(connection: Any, prefix: str) -> bool:

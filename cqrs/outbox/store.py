@@ -93,9 +93,8 @@ class Lane(Protocol):
         """Say, in one statement, whether there is anything to do; no row of a slot lies at or below its floor."""
         ...
 
-    @property
-    def floors(self) -> Mapping[int, int]:
-        """Below which id nothing is left in a slot, where that is known."""
+    def floors(self, view: View) -> Mapping[int, int]:
+        """Return below which id nothing of this view is left in a slot, where that is known."""
         ...
 
     async def close(self) -> None:

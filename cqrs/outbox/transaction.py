@@ -109,6 +109,10 @@ class Transaction:
         if self._spoiled is not None:
             await self.rollback()
             raise TransactionMisuse(self._spoiled)
+        if self.already_taken:
+            # The handler went on although it was told: what it did since is the second time.
+            await self.rollback()
+            return
         try:
             if self._envelopes or (self._takes is not None and not self._taken):
                 await self._insert()

@@ -30,8 +30,6 @@ class Killed(BaseException):
 class FakeStore:
     """A store of lists, and its only lane: what is claimed is gone, what is settled is noted."""
 
-    floors: Mapping[int, int] = {}
-
     def __init__(self) -> None:
         self.outbox: deque[Claimed] = deque()
         self.parked: deque[Claimed] = deque()
@@ -50,6 +48,9 @@ class FakeStore:
 
     def lane(self, owner: str, lease: float) -> Any:
         return self
+
+    def floors(self, view: View) -> Mapping[int, int]:
+        return {}
 
     async def close(self) -> None:
         self.closed += 1
@@ -782,3 +783,41 @@ def test_relays_have_owners_that_differ(store: FakeStore):
     owners = {make_relay(store, {}).owner for _ in range(10)}
     assert len(owners) == 10
     assert max(map(len, owners)) <= 64
+
+
+@pytest.mark.parametrize("text", ["a NUL \0 in it", "half a pair \ud800"])
+async def test_an_error_is_kept_in_words_that_every_database_takes(store: FakeStore, text: str):
+    store.outbox += [row(1)]
+    await make_relay(store, {"handler": answering(Failed(ValueError(text)))}).relay_outbox()
+    kept = store.settled[0][1][0].error
+    assert "\0" not in kept
+    assert kept.encode()
+
+
+async def test_a_lane_survives_a_cancellation_from_within(store: FakeStore):
+    failures = [asyncio.CancelledError()]
+
+    async def publish(ids: list[str]) -> Sequence[Outcome]:
+        if failures:
+            store.outbox.append(row(1))
+            raise failures.pop()
+        return [Fate.DELIVERED]
+
+    store.outbox += [row(1)]
+    async with relaying(make_relay(store, {"handler": FakePublisher(publish)})):
+        await until(lambda: ([1], []) in store.settled)
+
+
+def test_a_relay_works_in_one_event_loop_after_another(store: FakeStore):
+    relay = make_relay(store, {"handler": FakePublisher()})
+
+    async def work(number: int) -> None:
+        async with relaying(relay):
+            await until(lambda: store.probes > 0)
+            store.outbox.append(row(number))
+            relay.wake()
+            await until(lambda: ([number], []) in store.settled)
+
+    for number in (1, 2):
+        asyncio.run(work(number))
+        store.probes = 0
