@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 2.0
 """Seconds within which the listener must hear its own first ring."""
+GAP = 0.005
+"""Seconds between two rings: who commits more often than that finds the others awake."""
 ALIVE = 30.0
 """Seconds between two looks whether the listener's connection is alive."""
 
@@ -98,6 +100,7 @@ class Bell:
                     self._rung.set()
                     raise
                 self._rings += 1
+                await asyncio.sleep(GAP)
                 if not self._rung.is_set():
                     self._silent.set()
 

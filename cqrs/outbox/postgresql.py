@@ -63,6 +63,8 @@ class PostgreSQL:
 
     def later(self, seconds: float) -> ColumnElement[Any]:
         """Return the time so many seconds from now; `now()` would be when the transaction began."""
+        if not seconds:
+            return func.statement_timestamp()
         return func.statement_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, cast(seconds, Float))
 
     def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:

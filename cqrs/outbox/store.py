@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Insert
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -192,6 +192,7 @@ class Store:
         self.strict = strict
         self.logged = logged
         self.ahead = 0.0
+        self._adding = self._make_adding()
         self.parked = Parked(self)
         self.inbox = Inbox(self)
 
@@ -227,8 +228,13 @@ class Store:
             await self._pass_through(connection, logged)
 
     async def _insert(self, connection: AsyncConnection, envelopes: Sequence[Envelope]) -> None:
-        table = self.tables.outbox
-        await connection.execute(insert(table).values(created_at=self.now()), [self._values(e) for e in envelopes])
+        if self._adding[0] != self.ahead:
+            self._adding = self._make_adding()
+        await connection.execute(self._adding[1], [self._values(envelope) for envelope in envelopes])
+
+    def _make_adding(self) -> tuple[float, Insert]:
+        """Return the statement that adds rows, made once: making it costs more than running it."""
+        return self.ahead, insert(self.tables.outbox).values(created_at=self.now())
 
     async def _pass_through(self, connection: AsyncConnection, envelopes: Sequence[Envelope]) -> None:
         table = self.tables.outbox

@@ -135,7 +135,7 @@ class Transaction:
             await _shielded(session.close())
 
     async def _insert(self) -> None:
-        if self._session is not None:
+        if self._session is not None and _has_changes(self._session):
             await self._session.flush()
         connection = await self.session.connection()
         if self._envelopes:
@@ -255,6 +255,11 @@ def _telling(tell: Callable[..., None]) -> Callable[..., None]:
             tell(unit, session, *arguments)
 
     return listener
+
+
+def _has_changes(session: AsyncSession) -> bool:
+    """Whether there is anything to flush; asking costs less than flushing nothing."""
+    return bool(session.new or session.dirty or session.deleted)
 
 
 async def _shielded(ending: Any) -> None:
