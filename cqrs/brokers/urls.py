@@ -5,6 +5,7 @@ No text of a problem shows more of a URL than its scheme and the names of parame
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,8 +60,11 @@ def from_object(broker: Any, problems: list[Problem], *, slots: int, timeout: fl
 
 
 def _parse(text: str, problems: list[Problem]) -> _Url | None:
+    scheme, separator, rest = text.partition("://")
+    # Apart from the rest: Python 3.14 takes several hosts with a bracketed one among them for none.
+    place = re.split("[/?#]", rest, maxsplit=1)[0]
     try:
-        found = urlsplit(text)
+        found = urlsplit(f"{scheme}{separator}host{rest.removeprefix(place)}" if separator else text)
         query = parse_qsl(found.query, keep_blank_values=True, strict_parsing=bool(found.query))
     except ValueError:
         problems.append(Problem("The broker is no URL that can be read", f"Write for example {EXAMPLES}."))
@@ -75,7 +79,7 @@ def _parse(text: str, problems: list[Problem]) -> _Url | None:
         cure = "Percent-encode / ? # and @ in the user and the password: urllib.parse.quote(password, safe='')."
         problems.append(Problem(f"There is an @ or # out of place in {where}", cure))
         return None
-    login, _, hosts = found.netloc.rpartition("@")
+    login, _, hosts = place.rpartition("@")
     user, colon, password = login.partition(":")
     if not hosts or not all(_is_host(host) for host in hosts.split(",")):
         problems.append(Problem(f"There is no host, or a port that is no number, in {where}", f"Write {EXAMPLES}."))
