@@ -31,6 +31,25 @@ CAREFUL = 100
 """How many rows are taken while it is not known how large they are."""
 
 
+class Server:
+    """What the dialects of database servers have in common."""
+
+    locks = True
+    pace: Mapping[str, int] = {"batch": 1000, "lanes": 2}
+
+    def writing(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the engine as it is."""
+        return engine
+
+    def reading(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the engine as it is."""
+        return engine
+
+    def short(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the engine with transactions in which each statement sees what was committed before it."""
+        return engine.execution_options(isolation_level="READ COMMITTED")
+
+
 class Slots(Protocol):
     """How one kind of server locks slots, reads their rows and deletes them; one object a lane."""
 

@@ -10,7 +10,7 @@ from zlib import crc32
 from sqlalchemy import ColumnElement, exists, func, literal_column, select, text
 from sqlalchemy.dialects.mysql import insert
 
-from cqrs.outbox.locks import Appetite, LockedLane
+from cqrs.outbox.locks import Appetite, LockedLane, Server
 from cqrs.outbox.rows import Claimed, View, by_slot, claimed
 from cqrs.outbox.store import Nothing
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from cqrs.outbox.store import Store
 
@@ -26,24 +26,10 @@ KEY_ROWS = 1024
 """How many rows of the slot table, below 0, serialise the writers of keys."""
 
 
-class MySQL:
+class MySQL(Server):
     """The dialect; see `cqrs.outbox.store.Dialect`."""
 
     carries_log = False
-    locks = True
-    pace: Mapping[str, int] = {"batch": 1000, "lanes": 2}
-
-    def writing(self, engine: AsyncEngine) -> AsyncEngine:
-        """Return the engine as it is."""
-        return engine
-
-    def reading(self, engine: AsyncEngine) -> AsyncEngine:
-        """Return the engine as it is."""
-        return engine
-
-    def short(self, engine: AsyncEngine) -> AsyncEngine:
-        """Return the engine with transactions in which each statement sees what was committed before it."""
-        return engine.execution_options(isolation_level="READ COMMITTED")
 
     def later(self, seconds: float) -> ColumnElement[Any]:
         """Return the time so many seconds from now, in UTC: the columns have no zone."""

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from cqrs.errors import SchemaError
 from cqrs.outbox.bell import Bell
 from cqrs.outbox.floor import Floor, Snapshot
-from cqrs.outbox.locks import Appetite, LockedLane
+from cqrs.outbox.locks import Appetite, LockedLane, Server
 from cqrs.outbox.rows import Claimed, View, claimed
 from cqrs.outbox.store import Nothing
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from cqrs.outbox.store import Store
 
@@ -42,24 +42,10 @@ places, for which the planner would read a small table whole.
 """
 
 
-class PostgreSQL:
+class PostgreSQL(Server):
     """The dialect; see `cqrs.outbox.store.Dialect`."""
 
     carries_log = True
-    locks = True
-    pace: Mapping[str, int] = {"batch": 1000, "lanes": 2}
-
-    def writing(self, engine: AsyncEngine) -> AsyncEngine:
-        """Return the engine as it is."""
-        return engine
-
-    def reading(self, engine: AsyncEngine) -> AsyncEngine:
-        """Return the engine as it is."""
-        return engine
-
-    def short(self, engine: AsyncEngine) -> AsyncEngine:
-        """Return the engine with transactions in which each statement sees what was committed before it."""
-        return engine.execution_options(isolation_level="READ COMMITTED")
 
     def later(self, seconds: float) -> ColumnElement[Any]:
         """Return the time so many seconds from now; `now()` would be when the transaction began."""
