@@ -197,12 +197,8 @@ class Parked:
         copy = select(*(table.c[name] for name in columns)).where(table.c.seq == row.seq)
         await connection.execute(insert(table).from_select(columns, copy))
         await connection.execute(delete(table).where(table.c.seq == row.seq))
-        lane = (
-            table.c.destination == row.destination,
-            table.c.topic == row.topic,
-            table.c.message_key == row.message_key,
-        )
-        return int(await connection.scalar(select(func.max(table.c.seq)).where(*lane)) or 0)
+        lane = _same_lane(table, row.destination, row.topic, row.message_key)
+        return int(await connection.scalar(select(func.max(table.c.seq)).where(lane)) or 0)
 
     async def _waits_behind(
         self, connection: AsyncConnection, row: Row[Any], seq: int, skipping: Collection[str]
@@ -238,7 +234,7 @@ class Parked:
         ]
 
 
-def _same_lane(table: Table, destination: str, topic: str, key: str) -> ColumnElement[bool]:
+def _same_lane(table: Table, destination: str, topic: str, key: str | None) -> ColumnElement[bool]:
     return and_(table.c.destination == destination, table.c.topic == topic, table.c.message_key == key)
 
 
