@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError
 from cqrs.errors import DecodingError, EncodingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from cqrs.context import Trace
 
@@ -30,8 +30,9 @@ FOLDED = "headers"
 class Envelope(NamedTuple):
     """An encoded event on its way to one destination.
 
-    `headers` are those that are saved with it; `wire_headers` adds the CloudEvents attributes that have columns of
-    their own. `payload` is the event's JSON and passes through relay and broker untouched.
+    `saved` are the headers that are saved with it, as a JSON object of text; `payload` is the event's JSON and passes
+    through relay and broker untouched. Headers are read when they are asked for, which raises `DecodingError` where
+    somebody edited them into nonsense: most of what passes through a relay needs them in one form only, or in none.
     """
 
     message_id: str
@@ -39,7 +40,7 @@ class Envelope(NamedTuple):
     topic: str
     key: str | None
     type: str
-    headers: Mapping[str, str]
+    saved: str
     payload: bytes
     attempt: int = 1
     parked: bool = False
@@ -51,9 +52,24 @@ class Envelope(NamedTuple):
         return self.destination, self.topic, self.key if self.key is not None else self.message_id
 
     @property
+    def headers(self) -> dict[str, str]:
+        """Return the headers that are saved with it."""
+        return headers_of(self.saved)
+
+    @property
     def wire_headers(self) -> dict[str, str]:
-        """Return all headers as brokers carry them: CloudEvents 1.0 in binary mode beside our own."""
+        """Return all headers as brokers carry them: CloudEvents 1.0 in binary mode beside our own.
+
+        It adds to `headers` the attributes that have columns of their own.
+        """
         return {"ce_id": self.message_id, "ce_type": self.type, **self.headers}
+
+    @property
+    def encoded_headers(self) -> list[tuple[str, bytes]]:
+        """Return `wire_headers` encoded, in pairs."""
+        named = [("ce_id", self.message_id.encode()), ("ce_type", self.type.encode())]
+        named += _encoded_headers_of(self.saved).items()
+        return named
 
 
 def saved_headers(trace: Trace, source: str) -> dict[str, str]:
@@ -184,32 +200,35 @@ def headers_text(headers: Mapping[str, str]) -> str:
     return json.dumps(headers, separators=(",", ":"), ensure_ascii=False)
 
 
-def headers_of_all(texts: Sequence[str]) -> list[dict[str, str] | DecodingError]:
-    """Read the saved headers of many rows; for one that somebody edited into nonsense, the reason."""
-    found: list[dict[str, str] | DecodingError] = []
-    try:
-        found += _many_headers().validate_json(f"[{','.join(texts)}]")
-    except ValueError:
-        return [_headers_or_reason(text) for text in texts]
-    return found if len(found) == len(texts) else [_headers_or_reason(text) for text in texts]
-
-
-@cache
-def _many_headers() -> pydantic.TypeAdapter[list[dict[str, str]]]:
-    return pydantic.TypeAdapter(list[dict[str, str]])
-
-
-def _headers_or_reason(text: str) -> dict[str, str] | DecodingError:
-    try:
-        return headers_of(text)
-    except DecodingError as fault:
-        return fault
-
-
 def headers_of(text: str) -> dict[str, str]:
     """Read saved headers. Raises `DecodingError` when somebody edited them into nonsense."""
+    try:
+        return _text_adapter().validate_json(text)
+    except ValueError:
+        return _loosely_read(text)
+
+
+def _encoded_headers_of(text: str) -> dict[str, bytes]:
+    try:
+        return _bytes_adapter().validate_json(text)
+    except ValueError:
+        return {name: value.encode() for name, value in _loosely_read(text).items()}
+
+
+def _loosely_read(text: str) -> dict[str, str]:
+    """Read headers that somebody wrote by hand: what is no text is made text."""
     try:
         headers = json.loads(text)
         return {str(name): str(value) for name, value in headers.items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise DecodingError(f"The saved headers are not a JSON object of text: {error}") from None
+
+
+@cache
+def _text_adapter() -> pydantic.TypeAdapter[dict[str, str]]:
+    return pydantic.TypeAdapter(dict[str, str])
+
+
+@cache
+def _bytes_adapter() -> pydantic.TypeAdapter[dict[str, bytes]]:
+    return pydantic.TypeAdapter(dict[str, bytes])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cqrs.brokers.tally import Idle, Tally, caused, name_of, refused, text_of
 from cqrs.brokers.wire import keyed_headers, routing_key
-from cqrs.errors import ConfigurationError, Problem, PublishError
+from cqrs.errors import ConfigurationError, DecodingError, Problem, PublishError
 from cqrs.outbox.publisher import Fate, Outcome, Publisher, Unavailable
 
 if TYPE_CHECKING:
@@ -137,8 +137,12 @@ class FastStreamBroker:
 
     async def _publish_one(self, envelope: Envelope) -> Outcome:
         try:
+            how = _WAYS[self._kind](envelope, self._slots)
+        except DecodingError as error:
+            return refused(f"{name_of(envelope)} cannot be sent: {error}", error, final=True)
+        try:
             await self._broker.connect()
-            await self._broker.publish(envelope.payload, **_WAYS[self._kind](envelope, self._slots), **self._options)
+            await self._broker.publish(envelope.payload, **how, **self._options)
         except Exception as error:  # noqa: BLE001 - each client has errors of its own
             text = f"{self._name} did not take {name_of(envelope)}: {text_of(error)}"
             if await self._answers():

@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
         "Kafka needs the package aiokafka. Run: pip install 'cqrs-toolkit[kafka]'", name="aiokafka"
     ) from None
 
-from cqrs.brokers.tally import Idle, Tally, caused, name_of, refused, text_of
+from cqrs.brokers.tally import UNSENDABLE, Idle, Tally, caused, name_of, refused, text_of
 from cqrs.errors import PublishError
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Unavailable
 
@@ -297,9 +297,9 @@ class Kafka:
             envelope = tally.envelopes[index]
             try:
                 key = None if envelope.key is None else envelope.key.encode()
-                headers = [(name, value.encode()) for name, value in envelope.wire_headers.items()]
-                fits = batch.append(timestamp=None, key=key, value=envelope.payload, headers=headers)
-            except (TypeError, ValueError) as error:
+                headers, value = envelope.encoded_headers, envelope.payload
+                fits = batch.append(timestamp=None, key=key, value=value, headers=headers)
+            except UNSENDABLE as error:
                 text = f"{name_of(envelope)} is nothing that Kafka can carry: {text_of(error)}"
                 tally.stop(index, refused(text, error, final=True))
                 continue

@@ -87,13 +87,13 @@ class Local:
             # Not final: during a rolling deploy another process may know what this one does not.
             return Failed(DecodingError(f"{envelope.destination} does not handle events named '{envelope.type}'."))
         try:
-            handler, plan, message = self._read(envelope)
+            handler, plan, message, trace = self._read(envelope)
         except DecodingError as error:
             return Failed(error, final=True)
         own, left = handler.timeout or TIMEOUT, end - monotonic()
         try:
             async with asyncio.timeout(min(own, left)):
-                await self._app.deliver(handler, plan, message, _trace(envelope))
+                await self._app.deliver(handler, plan, message, trace)
         except TimeoutError as error:
             return Fate.OVERDUE if left < own and monotonic() >= end else Failed(error)
         except asyncio.CancelledError as error:
@@ -104,10 +104,10 @@ class Local:
             return Failed(error)
         return Fate.DELIVERED
 
-    def _read(self, envelope: Envelope) -> tuple[Handler, Plan, object]:
+    def _read(self, envelope: Envelope) -> tuple[Handler, Plan, object, Trace]:
         handler, plan = self._deliveries[envelope.destination, envelope.type]
         assert plan.codec is not None  # noqa: S101 - every event that can be saved has one
-        return handler, plan, plan.codec.decode(envelope.payload)
+        return handler, plan, plan.codec.decode(envelope.payload), _trace(envelope)
 
 
 def _is_being_cancelled() -> bool:

@@ -32,7 +32,7 @@ from pamqp.commands import Basic
 from yarl import URL
 
 from cqrs.brokers.confirms import End, Letter, Outlet, send
-from cqrs.brokers.tally import Idle, Tally, caused, name_of, refused, text_of
+from cqrs.brokers.tally import UNSENDABLE, Idle, Tally, caused, name_of, refused, text_of
 from cqrs.brokers.wire import keyed_headers, routing_key, unroutable
 from cqrs.errors import PublishError
 from cqrs.outbox.publisher import Fate, Outcome, Unavailable
@@ -189,7 +189,7 @@ class RabbitMQ:
             envelope = tally.envelopes[lane[0]]
             try:
                 letter = self._letter(envelope)
-            except (TypeError, ValueError) as error:
+            except UNSENDABLE as error:
                 text = f"{name_of(envelope)} is nothing AMQP can carry: {text_of(error)}"
                 _stop(tally, lane, refused(text, error, final=True))
                 continue

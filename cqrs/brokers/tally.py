@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from cqrs.errors import PublishError
+from cqrs.errors import DecodingError, PublishError
 from cqrs.outbox.publisher import Failed, Fate, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from cqrs.codec import Envelope
+
+
+UNSENDABLE = (TypeError, ValueError, DecodingError)
+"""What is raised for a message that a client cannot encode, or whose headers somebody edited into nonsense."""
 
 
 class Tally:

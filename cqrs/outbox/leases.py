@@ -81,7 +81,7 @@ class LeasedLane:
         )
         query = select(table.c.id, *(table.c[name] for name in CLAIMED), before.label("held"))
         query = query.where(table.c.slot.in_(slots), *store.wanted(view)).order_by(table.c.id).limit(limit)
-        rows = claimed([tuple(row) for row in await connection.execute(query)], places=True)
+        rows = claimed(await connection.execute(query))
         return [row for row in rows if not row.place], [row for row in rows if row.place]
 
     async def retry(self, view: View, limit: int) -> LeasedRetries | None:

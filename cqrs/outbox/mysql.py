@@ -143,7 +143,7 @@ class SlotRows:
         statement = " UNION ALL ".join(one.replace(":slot", str(slot)) for slot in slots)
         found = (await fetch(connection, statement, [*sorted(view.skipping), *values] * len(slots)))[:most]
         self._appetite.learn(found, most, each)
-        rows = claimed(found, places=True)
+        rows = claimed(found)
         return [row for row in rows if row.place is not None], [row for row in rows if row.place is None]
 
     async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:

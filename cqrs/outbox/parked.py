@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, delete, exists, func, insert, literal, null, or_, select, update
 
-from cqrs.outbox.rows import CLAIMED, COPIED, DEAD, WAITING, Claimed, Verdict, View, by_slot, claimed
+from cqrs.outbox.rows import CLAIMED, COPIED, DEAD, WAITING, Claimed, Verdict, View, by_slot, retried
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -99,7 +99,7 @@ class Parked:
             query = query.where(table.c.seq.in_(some), *self.due(view))
             if lock:
                 query = query.with_for_update(skip_locked=True)
-            found += claimed([tuple(row) for row in await connection.execute(query)])
+            found += retried(await connection.execute(query))
         return found
 
     async def end(

@@ -182,7 +182,7 @@ class AdvisorySlots:
             if not floor.falls(snapshot):
                 break
         self._appetite.learn(found, most, each)
-        rows = claimed(found, places=True)
+        rows = claimed(found)
         lowest: dict[int, int] = {}
         for row in rows:
             lowest.setdefault(row.slot, row.id)

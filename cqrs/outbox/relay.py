@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from cqrs.codec import BROKER
+from cqrs.errors import DecodingError
 from cqrs.outbox.circuits import Circuits
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher
 from cqrs.outbox.rows import Verdict
@@ -77,6 +78,7 @@ class Relay:
         self.owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid4().hex[:8]}"
         self._publishers = publishers
         self._destinations = sorted(publishers)
+        self._served = _served(publishers)
         self._end = end
         self._pace = pace
         self._stopping = False
@@ -196,40 +198,30 @@ class Relay:
 
     async def _publish(self, rows: Sequence[Claimed], faults: list[BaseException]) -> list[Outcome]:
         """Publish side by side what goes to different publishers; what one raises, against its word, is a fault."""
-        groups = self._groups(rows)
+        envelopes = [row.envelope for row in rows]
+        shares = [
+            (publisher, places)
+            for publisher, destinations in self._served
+            if (places := [place for place, each in enumerate(envelopes) if each.destination in destinations])
+        ]
         published = await asyncio.gather(
-            *(self._hand_over(publisher, envelopes) for publisher, _, envelopes in groups),
+            *(self._hand_over(publisher, [envelopes[place] for place in places]) for publisher, places in shares),
             return_exceptions=True,
         )
-        outcomes: list[Outcome] = [Failed(row.fault, final=True) if row.fault else Fate.NOT_SENT for row in rows]
-        for (_, places, envelopes), results in zip(groups, published, strict=True):
-            if isinstance(results, BaseException):
-                faults.append(results)
-                continue
-            self._circuits.learn(envelopes, results)
-            for place, outcome in zip(places, results, strict=True):
+        outcomes: list[Outcome] = [Fate.NOT_SENT] * len(rows)
+        for (_, places), result in zip(shares, published, strict=True):
+            own: Sequence[Outcome]
+            if isinstance(result, BaseException):
+                faults.append(result)
+                own = [_blame(envelopes[place]) for place in places]
+            else:
+                own = result
+            for place, outcome in zip(places, own, strict=True):
                 outcomes[place] = outcome
+        self._circuits.learn(envelopes, outcomes)
         if self._circuits.pause is not None:
             self._awake["trials"].set()
         return outcomes
-
-    def _groups(self, rows: Sequence[Claimed]) -> list[tuple[Publisher, list[int], list[Envelope]]]:
-        """Return what goes to each publisher, and where it stands among the rows.
-
-        What stands behind an unreadable row of its key stays back.
-        """
-        groups: dict[int, tuple[Publisher, list[int], list[Envelope]]] = {}
-        held: set[tuple[str, str, str | None]] = set()
-        for place, row in enumerate(rows):
-            if row.envelope is None:
-                if row.lane[-1] is not None:
-                    held.add(row.lane)
-            elif not held or row.lane not in held:
-                publisher = self._publishers[row.lane[0]]
-                _, places, envelopes = groups.setdefault(id(publisher), (publisher, [], []))
-                places.append(place)
-                envelopes.append(row.envelope)
-        return list(groups.values())
 
     async def _hand_over(self, publisher: Publisher, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
         """Publish; a broker's publisher that does not answer within the lease is given up."""
@@ -264,7 +256,7 @@ class Relay:
     def _tell(self, done: Sequence[Claimed], failed: Sequence[Verdict]) -> None:
         for verdict in failed:
             envelope = verdict.row.envelope
-            what = f"{envelope.type} {envelope.message_id} to {envelope.destination}" if envelope else "a saved event"
+            what = f"{envelope.type} {envelope.message_id} to {envelope.destination}"
             reason = verdict.error.rstrip().rpartition("\n")[2]
             if verdict.wait is None:
                 log.error("%s is dead at attempt %d: %s", what, verdict.attempts, reason)
@@ -334,6 +326,23 @@ def _is_being_cancelled() -> bool:
     """Whether somebody stops this task, rather than something that it waited for was cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _served(publishers: Mapping[str, Publisher]) -> list[tuple[Publisher, set[str]]]:
+    """Return each publisher with all of its destinations."""
+    found: dict[int, tuple[Publisher, set[str]]] = {}
+    for destination, publisher in publishers.items():
+        found.setdefault(id(publisher), (publisher, set()))[1].add(destination)
+    return list(found.values())
+
+
+def _blame(envelope: Envelope) -> Outcome:
+    """Return what becomes of an envelope over which a publisher stumbled: it is to blame if it cannot be read."""
+    try:
+        envelope.wire_headers  # noqa: B018 - reading is the question
+    except DecodingError as fault:
+        return Failed(fault, final=True)
+    return Fate.NOT_SENT
 
 
 def _storable(text: str) -> str:

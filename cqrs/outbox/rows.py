@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cqrs.codec import Envelope, headers_of_all
-from cqrs.errors import DecodingError
+from cqrs.codec import Envelope
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 WAITING, DEAD, SCHEDULED = "waiting", "dead", "scheduled"
 COPIED = ("event_id", "destination", "topic", "message_key", "type", "headers", "payload", "slot", "created_at")
@@ -26,13 +25,19 @@ class Claimed(NamedTuple):
 
     id: int
     slot: int
-    envelope: Envelope | None
-    fault: DecodingError | None = None
-    attempts: int = 0
-    lane: Lane = ("", "", None)
-    """Where it belongs, also where the rest of it cannot be read."""
+    envelope: Envelope
     place: Any = None
     """Where the database keeps it, if that is the shortest way back to it."""
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts have failed."""
+        return self.envelope.attempt - 1
+
+    @property
+    def lane(self) -> Lane:
+        """Within what it keeps its order; without a key it stands alone."""
+        return self.envelope.destination, self.envelope.topic, self.envelope.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +95,24 @@ class View:
         return shown and self.topic in (None, other.topic)
 
 
-def claimed(rows: Sequence[Sequence[Any]], *, places: bool = False) -> list[Claimed]:
-    """Return rows of (number, *CLAIMED, attempts or, with `places`, place) as values; unreadable ones with the reason.
+def claimed(rows: Iterable[Sequence[Any]]) -> list[Claimed]:
+    """Return rows of the outbox, (number, *CLAIMED, place), as values."""
+    return [
+        Claimed(number, slot, Envelope(event_id, destination, topic, key, kind, headers, payload), place)
+        for number, slot, event_id, destination, topic, key, kind, headers, payload, place in rows
+    ]
 
-    All headers are read in one go, since this is on the relay's hot path.
-    """
-    found = []
-    for row, headers in zip(rows, headers_of_all([row[7] for row in rows]), strict=True):
-        number, slot, event_id, destination, topic, key, kind, _, payload, last = row
-        attempts, place = (0, last) if places else (last, None)
-        lane = (destination, topic, key)
-        if isinstance(headers, DecodingError):
-            found.append(Claimed(number, slot, None, headers, attempts, lane, place))
-            continue
-        envelope = Envelope(event_id, destination, topic, key, kind, headers, payload, attempts + 1, not places)
-        found.append(Claimed(number, slot, envelope, None, attempts, lane, place))
-    return found
+
+def retried(rows: Iterable[Sequence[Any]]) -> list[Claimed]:
+    """Return parked rows, (number, *CLAIMED, attempts), as values."""
+    return [
+        Claimed(
+            number,
+            slot,
+            Envelope(event_id, destination, topic, key, kind, headers, payload, attempts + 1, parked=True),
+        )
+        for number, slot, event_id, destination, topic, key, kind, headers, payload, attempts in rows
+    ]
 
 
 def by_slot(rows: Sequence[Claimed]) -> dict[int, list[int]]:

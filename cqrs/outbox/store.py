@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from cqrs.codec import BROKER, headers_text
+from cqrs.codec import BROKER
 from cqrs.outbox.inbox import Inbox
 from cqrs.outbox.parked import Parked, chunks
 from cqrs.outbox.rows import DEAD, SCHEDULED, WAITING, Claimed, Counts, Probe, Verdict, View
@@ -255,7 +255,7 @@ class Store:
             "topic": envelope.topic,
             "message_key": envelope.key,
             "type": envelope.type,
-            "headers": headers_text(envelope.headers),
+            "headers": envelope.saved,
             "payload": envelope.payload,
             "slot": self.slot_of(envelope),
         }

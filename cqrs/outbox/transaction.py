@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from cqrs.codec import BROKER, Envelope, key_text, saved_headers
+from cqrs.codec import BROKER, Envelope, headers_text, key_text, saved_headers
 from cqrs.context import trace_of
 from cqrs.errors import CommitUnknown, EncodingError, TransactionMisuse
 from cqrs.running import innermost
@@ -93,7 +93,7 @@ class Transaction:
             event.event_id = UUID(trace.message_id)
         assert plan.codec is not None  # noqa: S101 - is_saved() implies one
         payload = plan.codec.encode(event)
-        headers = saved_headers(trace, self._source)
+        headers = headers_text(saved_headers(trace, self._source))
         text = key_text(key, plan.name)
         return [Envelope(trace.message_id, where, topic, text, name, headers, payload) for where in destinations]
 

@@ -19,8 +19,16 @@ class StoppingEnvelope(Envelope):
 
     @property
     def wire_headers(self) -> dict[str, str]:
-        type(self).closing = type(self).closing or asyncio.ensure_future(type(self).publisher.close())
+        self._stop()
         return super().wire_headers
+
+    @property
+    def encoded_headers(self) -> list[tuple[str, bytes]]:
+        self._stop()
+        return super().encoded_headers
+
+    def _stop(self) -> None:
+        type(self).closing = type(self).closing or asyncio.ensure_future(type(self).publisher.close())
 
 
 class BrokerBench:

@@ -42,7 +42,7 @@ class BrokerBench(Bench, Protocol):
 
 
 def letter(message_id: str, key: str | None = "a") -> Envelope:
-    return Envelope(message_id, "handler", "orders", key, "Happened", {}, b'{"name":"tea"}')
+    return Envelope(message_id, "handler", "orders", key, "Happened", "{}", b'{"name":"tea"}')
 
 
 def letters(ids: str, key: str | None = "a") -> list[Envelope]:
@@ -106,6 +106,14 @@ class PublisherContract:
         batch = [letter("1", "a"), letter("2", "a"), letter("3", "b"), letter("4", "a"), letter("5", "b")]
         outcomes = await bench.publisher.publish(batch)
         assert shape(outcomes) == ["delivered", "failed", "delivered", "not sent", "delivered"]
+
+    async def test_a_message_whose_headers_somebody_broke_has_failed_for_good(self, bench: Bench):
+        broken = letter("2")._replace(saved="no JSON")
+        outcomes = await bench.publisher.publish([letter("1"), broken, letter("3"), letter("4", "b")])
+        assert shape(outcomes) == ["delivered", "failed", "not sent", "delivered"]
+        assert isinstance(outcomes[1], Failed)
+        assert outcomes[1].final
+        assert "The saved headers are not a JSON object of text" in str(outcomes[1].error)
 
     async def test_messages_without_a_key_do_not_stand_behind_each_other(self, bench: Bench):
         bench.refused.add("1")

@@ -104,7 +104,7 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KafkaBench]:
 
 class TestKafkaPublisher(BrokerContract):
     async def test_a_message_is_as_the_wire_says(self, bench: KafkaBench):
-        sent = letter("1", "größe")._replace(headers={"note": "grün"})
+        sent = letter("1", "größe")._replace(saved='{"note":"grün"}')
         await bench.publish([sent])
         (record,) = await bench.records()
         assert (record.key, record.value) == ("größe".encode(), sent.payload)

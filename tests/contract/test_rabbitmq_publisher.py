@@ -9,7 +9,7 @@ from yarl import URL
 
 from cqrs.brokers import confirms
 from cqrs.brokers.rabbitmq import RabbitMQ
-from cqrs.codec import Envelope
+from cqrs.codec import Envelope, headers_text
 from cqrs.outbox import Failed, Fate, Unavailable
 from tests.contract.broker_bench import TIMEOUT, BrokerBench
 from tests.contract.publisher import BrokerContract, letter, letters, shape
@@ -75,7 +75,7 @@ class TestRabbitMQPublisher(BrokerContract):
             "correlation_id": "story",
             "note": "grün",
         }
-        sent = letter("1", "größe")._replace(headers=headers)
+        sent = letter("1", "größe")._replace(saved=headers_text(headers))
         await bench.publish([sent])
         (message,) = await bench.messages()
         properties = message.header.properties

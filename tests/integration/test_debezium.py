@@ -334,7 +334,7 @@ async def test_a_parked_key_of_a_handler_drains_in_order(running: World):
 
     def saved(order: str) -> cqrs.Envelope:
         body = Reserved(order=order).model_dump_json().encode()
-        headers = {"correlation_id": "c"}
+        headers = '{"correlation_id":"c"}'
         return cqrs.Envelope(str(uuid.uuid4()), "reserve", topic, "k", "Reserved", headers, body)
 
     retry = cqrs.Retry(attempts=100, first=0.1, longest=0.1)
@@ -358,7 +358,7 @@ async def test_what_is_rolled_back_never_was(running: World):
     async with running.app(topic) as app:
         storage = storage_of(app)
         async with storage.store.writers.connect() as connection:
-            row = cqrs.Envelope(str(uuid.uuid4()), "broker", topic, "o1", "Ordered", {}, b"{}")
+            row = cqrs.Envelope(str(uuid.uuid4()), "broker", topic, "o1", "Ordered", "{}", b"{}")
             await storage.store.add(connection, [row])
             await connection.rollback()
         await app.emit(Ordered(order="o2"))

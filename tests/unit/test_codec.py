@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cqrs
-from cqrs.codec import Codec, Envelope, headers_of, headers_text, key_text, received_headers, saved_headers
+from cqrs.codec import Codec, Envelope, headers_text, key_text, received_headers, saved_headers
 from cqrs.context import Trace
 from tests.unit.support import RecordingPublisher
 
@@ -262,15 +262,33 @@ def test_a_key_of_another_type_is_refused(key: object, shown: str):
 # Headers
 
 
+def letter(saved: str) -> Envelope:
+    return Envelope("m1", "broker", "orders", "o1", "OrderPlaced", saved, b"{}")
+
+
 @given(headers=st.dictionaries(texts, texts))
 def test_headers_come_back_as_they_were(headers: dict[str, str]):
-    assert headers_of(headers_text(headers)) == headers
+    assert letter(headers_text(headers)).headers == headers
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", '"text"'])
-def test_headers_that_somebody_broke_are_refused(text: str):
+@given(headers=st.dictionaries(texts, texts))
+def test_encoded_headers_are_those_of_the_wire(headers: dict[str, str]):
+    envelope = letter(headers_text(headers))
+    decoded = {name: value.decode() for name, value in envelope.encoded_headers}
+    assert decoded == envelope.wire_headers
+
+
+@pytest.mark.parametrize("saved", ['{"tries":3}', ' {"tries" : "3"}'])
+def test_headers_that_are_no_text_are_made_text(saved: str):
+    assert letter(saved).headers == {"tries": "3"}
+    assert ("tries", b"3") in letter(saved).encoded_headers
+
+
+@pytest.mark.parametrize("read", ["headers", "wire_headers", "encoded_headers"])
+@pytest.mark.parametrize("saved", ["", "{", "[]", "1", "null", '"text"', "{}, {}"])
+def test_headers_that_somebody_broke_are_refused(saved: str, read: str):
     with pytest.raises(cqrs.DecodingError, match="The saved headers are not a JSON object of text"):
-        headers_of(text)
+        getattr(letter(saved), read)
 
 
 # The wire: names are for ever
@@ -287,7 +305,7 @@ def test_the_headers_of_an_event_are_exactly_these():
             "baggage": "c=d",
         },
     )
-    headers = saved_headers(trace, "shop")
+    headers = headers_text(saved_headers(trace, "shop"))
     envelope = Envelope("0197-message", "broker", "orders", "o1", "OrderPlaced", headers, b"{}")
     wire = envelope.wire_headers
     assert datetime.fromisoformat(wire.pop("ce_time")).utcoffset() == timedelta(0)
@@ -373,12 +391,12 @@ async def test_a_notification_goes_out_under_the_id_that_its_body_has(registry: 
 
 
 def test_order_is_kept_within_destination_topic_and_key():
-    envelope = Envelope("m1", "broker", "orders", "o1", "OrderPlaced", {}, b"{}")
+    envelope = Envelope("m1", "broker", "orders", "o1", "OrderPlaced", "{}", b"{}")
     assert envelope.lane == ("broker", "orders", "o1")
 
 
 def test_an_event_without_a_key_is_in_a_lane_of_its_own():
-    envelope = Envelope("m1", "broker", "orders", None, "OrderPlaced", {}, b"{}")
+    envelope = Envelope("m1", "broker", "orders", None, "OrderPlaced", "{}", b"{}")
     assert envelope.lane == ("broker", "orders", "m1")
 
 
@@ -386,14 +404,15 @@ TRACE = Trace("m1", "c1", "m0", {"traceparent": "00-0af7651916cd43dd8448eb211c80
 
 
 def relayed(envelope: Envelope) -> list[tuple[str, bytes]]:
-    return [(name, value.encode()) for name, value in envelope.wire_headers.items()]
+    return envelope.encoded_headers
 
 
 def test_headers_are_the_same_from_the_relay_and_folded_into_one_header():
-    envelope = Envelope("m1", "broker", "orders", "o1", "Bestellung☃", saved_headers(TRACE, "läden"), b"{}")
+    saved = headers_text(saved_headers(TRACE, "läden"))
+    envelope = Envelope("m1", "broker", "orders", "o1", "Bestellung☃", saved, b"{}")
     own = {"ce_id", "ce_type", "ce_specversion", "ce_source", "ce_time", "content-type"}
     logged = [(name, value) for name, value in relayed(envelope) if name in own]
-    logged.append(("headers", headers_text(envelope.headers).encode()))
+    logged.append(("headers", envelope.saved.encode()))
     assert received_headers(relayed(envelope)) == received_headers(logged) == envelope.wire_headers
 
 

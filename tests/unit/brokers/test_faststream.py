@@ -15,6 +15,7 @@ from cqrs.brokers.faststream import FastStreamBroker
 from cqrs.brokers.kafka import Kafka
 from cqrs.brokers.rabbitmq import RabbitMQ
 from cqrs.brokers.urls import from_object
+from cqrs.codec import headers_text
 from cqrs.outbox import Failed, Fate, Unavailable
 from tests.contract.publisher import letter, letters, shape
 
@@ -79,7 +80,7 @@ async def test_a_kafka_broker_under_test_is_published_through():
     async with TestKafkaBroker(broker):
         publisher = adapted(broker)
         await publisher.open()
-        sent = cqrs.Envelope("1", "broker", "orders", "a", "Happened", HEADERS, b'{"name":"tea"}')
+        sent = cqrs.Envelope("1", "broker", "orders", "a", "Happened", headers_text(HEADERS), b'{"name":"tea"}')
         assert await publisher.publish([sent]) == [Fate.DELIVERED]
         await publisher.close()
     assert seen == [({"name": "tea"}, "1", "story", b"a")]
@@ -96,7 +97,7 @@ async def test_a_rabbit_broker_under_test_is_published_through():
     async with TestRabbitBroker(broker):
         publisher = adapted(broker)
         await publisher.open()
-        sent = cqrs.Envelope("1", "broker", "orders", "a", "Happened", HEADERS, b'{"name":"tea"}')
+        sent = cqrs.Envelope("1", "broker", "orders", "a", "Happened", headers_text(HEADERS), b'{"name":"tea"}')
         assert await publisher.publish([sent]) == [Fate.DELIVERED]
         await publisher.close()
     assert seen == [({"name": "tea"}, "1", "a")]

@@ -200,7 +200,7 @@ async def test_producers_that_are_worn_out_again_and_again_make_the_topic_unavai
 async def test_a_message_that_the_cluster_refuses_is_found_and_may_be_tried_again(fake: type[FakeProducer]):
     fake.answer = staticmethod(lambda values: errors.UnknownError() if b"bad" in values else None)
     batch = [letter(str(number), f"k{number % 3}") for number in range(12)]
-    bad = cqrs.Envelope("4", "handler", "orders", "k1", "Happened", {}, b"bad")
+    bad = cqrs.Envelope("4", "handler", "orders", "k1", "Happened", "{}", b"bad")
     outcomes = await publish([*batch[:4], bad, *batch[5:]])
     expected = ["delivered"] * 12
     expected[4], expected[7], expected[10] = "failed", "not sent", "not sent"
@@ -211,7 +211,7 @@ async def test_a_message_that_the_cluster_refuses_is_found_and_may_be_tried_agai
 
 
 async def test_headers_that_kafka_cannot_carry_fail_for_good(fake: type[FakeProducer]):
-    broken = cqrs.Envelope("1", "handler", "orders", "a", "Happened", {"half": "\ud800"}, b"{}")
+    broken = cqrs.Envelope("1", "handler", "orders", "a", "Happened", '{"half":"\\ud800"}', b"{}")
     outcomes = await publish([broken, letter("2"), letter("3", "b")])
     assert shape(outcomes) == ["failed", "not sent", "delivered"]
     assert outcomes[0].final

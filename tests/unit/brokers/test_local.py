@@ -7,7 +7,7 @@ import pytest
 
 import cqrs
 from cqrs.brokers.local import Local
-from cqrs.codec import Codec
+from cqrs.codec import Codec, headers_text
 from cqrs.context import Trace
 from cqrs.outbox import Failed, Fate
 
@@ -46,7 +46,8 @@ def letter(
     payload: bytes = b'{"name":"tea"}',
     attempt: int = 1,
 ) -> cqrs.Envelope:
-    return cqrs.Envelope(f"event-{number}", destination, "orders", key, kind, headers or {}, payload, attempt)
+    saved = headers_text(headers or {})
+    return cqrs.Envelope(f"event-{number}", destination, "orders", key, kind, saved, payload, attempt)
 
 
 async def test_a_handler_gets_the_event_that_was_saved():

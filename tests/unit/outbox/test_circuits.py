@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def letter(topic: str = "orders") -> Envelope:
-    return Envelope("event-1", "broker", topic, "a", "Happened", {}, b"{}")
+    return Envelope("event-1", "broker", topic, "a", "Happened", "{}", b"{}")
 
 
 def learn(circuits: Circuits, outcome: Outcome, topic: str = "orders") -> None:

@@ -127,12 +127,13 @@ class FakePublisher:
 
 
 def row(number: int, *, destination: str = "handler", attempts: int = 0) -> Claimed:
-    envelope = Envelope(f"event-{number}", destination, "orders", "a", "Happened", {}, b"{}", attempts + 1)
-    return Claimed(number, 0, envelope, attempts=attempts, lane=(destination, "orders", "a"))
+    envelope = Envelope(f"event-{number}", destination, "orders", "a", "Happened", "{}", b"{}", attempts + 1)
+    return Claimed(number, 0, envelope)
 
 
 def unreadable(number: int) -> Claimed:
-    return Claimed(number, 0, None, DecodingError("The saved headers are not a JSON object of text"))
+    readable = row(number)
+    return readable._replace(envelope=readable.envelope._replace(saved="no JSON"))
 
 
 def three_attempts(destination: str, error: BaseException, failures: int) -> tuple[float | None, bool]:
@@ -249,14 +250,16 @@ async def test_of_a_long_error_the_end_is_kept(store: FakeStore):
     assert kept.endswith("the end\n")
 
 
-async def test_a_row_that_cannot_be_read_is_dead_and_never_published(store: FakeStore):
-    publisher = FakePublisher()
-    store.outbox += [unreadable(1), row(2)]
-    await make_relay(store, {"handler": publisher}).relay_outbox()
+async def test_a_row_over_whose_headers_a_publisher_stumbles_is_dead_and_the_others_stay(store: FakeStore):
+    async def stumble(_: list[str]) -> list[Outcome]:
+        raise DecodingError("no JSON")
+
+    store.outbox += [row(1), unreadable(2), row(3)]
+    with pytest.raises(DecodingError):
+        await make_relay(store, {"handler": FakePublisher(stumble)}).relay_outbox()
     ((done, (verdict,)),) = store.settled
-    assert (done, verdict.row.id, verdict.wait) == ([2], 1, None)
-    assert "The saved headers" in verdict.error
-    assert publisher.batches == [["event-2"]]
+    assert (done, verdict.row.id, verdict.wait) == ([], 2, None)
+    assert "The saved headers are not a JSON object of text" in verdict.error
 
 
 async def test_each_publisher_gets_the_rows_of_its_destinations_in_order(store: FakeStore):
@@ -380,10 +383,10 @@ async def test_a_death_is_told_in_one_line(store: FakeStore, caplog: pytest.LogC
     ]
 
 
-async def test_the_death_of_an_unreadable_row_is_told(store: FakeStore, caplog: pytest.LogCaptureFixture):
-    store.outbox += [unreadable(1)]
-    await make_relay(store, {"handler": FakePublisher()}).relay_outbox()
-    assert "a saved event is dead at attempt 1" in caplog.text
+async def test_a_death_is_told(store: FakeStore, caplog: pytest.LogCaptureFixture):
+    store.outbox += [row(1)]
+    await make_relay(store, {"handler": answering(Failed(ValueError("no"), final=True))}).relay_outbox()
+    assert "Happened event-1 to handler is dead at attempt 1: ValueError: no" in caplog.text
 
 
 async def test_a_delivery_is_told_to_who_drains(store: FakeStore):
