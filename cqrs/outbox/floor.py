@@ -58,6 +58,8 @@ class Floor:
     """Transactions that stay open, each with an id above which all of its own lie."""
     _candidate: _Candidate | None = None
     _last: int = 0
+    _proven: int = 0
+    """The candidate that the last read has let count: what it showed up to here is all there was. 0: none."""
     _born: float = field(default_factory=monotonic)
 
     def fresh(self, last: int) -> Floor:
@@ -66,7 +68,7 @@ class Floor:
 
     def copy(self) -> Floor:
         """Return a floor for a narrower view, which may rise on its own."""
-        return Floor(dict(self.slots), dict(self._members), self._candidate, self._last, self._born)
+        return Floor(dict(self.slots), dict(self._members), self._candidate, self._last, 0, self._born)
 
     def safe(self) -> dict[int, int]:
         """Return floors that hold for whoever reads without looking at snapshots."""
@@ -92,17 +94,27 @@ class Floor:
         `lowest` the lowest id seen of each slot that had rows.
         """
         candidate = self._candidate
+        self._proven = 0
         if candidate is not None and not self._is_ripe(candidate, snapshot):
             return
         before = 0
         if candidate is not None:
-            before = candidate.last
-            for slot in read:
-                risen = min(candidate.last, lowest[slot] - 1) if slot in lowest else candidate.last
-                self.slots[slot] = max(risen, self.slots.get(slot, 0))
+            before = self._proven = candidate.last
+            self._rise({slot: lowest[slot] - 1 if slot in lowest else candidate.last for slot in read})
         still = {*snapshot.running, *range(snapshot.below, own)} - {own}
         self._candidate = _Candidate(last, before, frozenset(still), monotonic())
         self._last = last
+
+    def settle(self, ended: Mapping[int, int]) -> None:
+        """Learn that what the last read showed has left the table, in each slot up to an id that it showed.
+
+        To be told only after the commit. Without it the next look would pass over those rows' remains.
+        """
+        self._rise(ended)
+
+    def _rise(self, slots: Mapping[int, int]) -> None:
+        for slot, number in slots.items():
+            self.slots[slot] = max(min(self._proven, number), self.slots.get(slot, 0))
 
     def _is_ripe(self, candidate: _Candidate, snapshot: Snapshot) -> bool:
         """Whether all that was open has ended, but for what stays open for long and is remembered as a member."""

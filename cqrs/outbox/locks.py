@@ -86,6 +86,10 @@ class Slots(Protocol):
         """Delete rows of locked slots."""
         ...
 
+    def settled(self, gone: Sequence[Claimed]) -> None:
+        """Hear that a claim was committed: of what `read` returned to deliver, these rows have left the table."""
+        ...
+
 
 class Appetite:
     """How many rows a lane's next claim takes: fewer where they are large, and deeper where few slots have many.
@@ -198,6 +202,7 @@ class LockedLane:
             for verdict in failed:
                 await self._store.parked.park(connection, verdict)
             await connection.commit()
+            self._slots.settled([*done, *(verdict.row for verdict in failed)])
 
     async def _settle_retries(
         self,

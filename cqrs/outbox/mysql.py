@@ -155,6 +155,9 @@ class SlotRows:
         which = " OR ".join(f"(o.slot = {slot} AND o.id IN ({','.join(map(str, ids[slot]))}))" for slot in ids)
         await fetch(connection, f"DELETE o FROM {self._names['outbox']} o FORCE INDEX (PRIMARY) WHERE {which}", [])
 
+    def settled(self, gone: Sequence[Claimed]) -> None:
+        """Learn nothing."""
+
 
 _READ = """
 (SELECT o.id, o.slot, o.event_id, o.destination, o.topic, o.message_key, o.type, o.headers, o.payload,

@@ -117,6 +117,8 @@ class AdvisorySlots:
         self._last = 0
         self._server = ""
         self._appetite = Appetite()
+        self._read: tuple[Floor, Sequence[Claimed], dict[int, int]] = Floor(), (), {}
+        """What the last read has returned to deliver, and the highest id that it has seen of each slot."""
 
     def floors(self, view: View) -> Mapping[int, int]:
         """Return below which id nothing of this view is left in a slot."""
@@ -183,11 +185,10 @@ class AdvisorySlots:
                 break
         self._appetite.learn(found, most, each)
         rows = claimed(found)
-        lowest: dict[int, int] = {}
-        for row in rows:
-            lowest.setdefault(row.slot, row.id)
+        lowest = {row.slot: row.id for row in reversed(rows)}
         floor.learn(snapshot, own, self._last, lowest if len(rows) >= most else slots, lowest)
         free = [row for row in rows if row.place is not None]
+        self._read = floor, free, {row.slot: row.id for row in rows}
         return free, [] if len(free) == len(rows) else [row for row in rows if row.place is None]
 
     async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
@@ -198,6 +199,14 @@ class AdvisorySlots:
         """
         places = '{"' + '","'.join([row.place for row in rows]) + '"}'
         await fetch(connection, self._names.fill(_DELETE), places, max(row.id for row in rows))
+
+    def settled(self, gone: Sequence[Claimed]) -> None:
+        """Raise the floor over what is gone; it ends below what is left."""
+        floor, read, ended = self._read
+        if len(gone) < len(read):
+            ids = {row.id for row in gone}
+            ended |= {row.slot: row.id - 1 for row in reversed(read) if row.id not in ids}
+        floor.settle(ended)
 
     def _floor_of(self, view: View) -> Floor:
         """Return the floor of a view; one that is seen first begins where a wider view stands."""

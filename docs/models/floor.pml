@@ -78,6 +78,18 @@ byte i, s; /* counters: zero between two steps */
 #define IS_LEFT(row) HAS(rows[s], row)
 #endif
 
+#ifdef MISTAKE_RISE_OVER_ROWS_LEFT
+#define IS_KEPT(row) false
+#else
+#define IS_KEPT(row) HAS(kept[s], row)
+#endif
+
+#ifdef MISTAKE_RISE_TO_THE_NEW_CANDIDATE
+#define RISES_TO candidate_m
+#else
+#define RISES_TO counted
+#endif
+
 #if defined(MISTAKE_NO_FALL_BACK)
 #define FALLS_BACK(slot) false
 #elif defined(MISTAKE_FALL_BACK_IN_LOCKED_SLOTS_ONLY)
@@ -204,6 +216,25 @@ inline raise_floor() {
     TELL_FLOORS
 }
 
+/* Step 6: after the COMMIT the floor rises over what was read and is gone, to where the candidate that counted ends. */
+inline rise() {
+    for (s : 0 .. SLOTS - 1) {
+        if
+        :: HAS(locked, s) ->
+            i = 0;
+            do
+            :: i < RISES_TO && !IS_KEPT(i) -> i++
+            :: else -> break
+            od;
+            level[s] = MAX(level[s], i)
+        :: else
+        fi
+    };
+    s = 0;
+    i = 0;
+    TELL_FLOORS
+}
+
 active proctype Lane() {
     byte m;           /* the sequence's last value */
     byte x;           /* own xid: higher than any below this number; 0: not drawn */
@@ -211,6 +242,8 @@ active proctype Lane() {
     byte xmax;        /* pg_snapshot_xmax */
     byte open;        /* transactions that had not ended when the snapshot was taken, for all it knows */
     byte rows[SLOTS]; /* what was read */
+    byte kept[SLOTS]; /* what was read and not deleted */
+    byte counted;     /* the candidate that this read has let count */
     byte p;           /* transactions: P */
     byte back;        /* transactions: members that have ended */
     bool missed;      /* a row that the snapshot sees lies at or below the floor */
@@ -290,7 +323,7 @@ read:
             /* 4. A candidate of an earlier claim counts when nothing of its P is open, or when it has grown old. The
                xids of other relays may put off the former, time decides on the latter: so either is possible here. */
             if
-            :: candidate -> d_step { raise_floor(); candidate_m = m; candidate_p = p }
+            :: candidate -> d_step { raise_floor(); counted = candidate_m; candidate_m = m; candidate_p = p }
             :: !candidate -> candidate = true; candidate_m = m; candidate_p = p
             :: candidate
             fi;
@@ -299,10 +332,17 @@ read:
             :: s < SLOTS && !rows[s] -> s++; i = 0
             :: s < SLOTS && rows[s] && !HAS(rows[s], i) -> i++
             :: s < SLOTS && HAS(rows[s], i) -> rows[s] = rows[s] & ~BIT(i); outbox[s] = outbox[s] & ~BIT(i)
-            :: s < SLOTS && HAS(rows[s], i) -> rows[s] = rows[s] & ~BIT(i)
+            :: s < SLOTS && HAS(rows[s], i) -> rows[s] = rows[s] & ~BIT(i); kept[s] = kept[s] | BIT(i)
             :: s == SLOTS -> break
             od;
             s = 0;
+            if
+            :: counted -> d_step { rise() }
+            :: else
+            fi;
+            kept[0] = 0;
+            kept[SLOTS - 1] = 0;
+            counted = 0;
             last_completed = MAX(last_completed, x - 1);
             candidate_p = candidate_p & ~ended; /* as all later snapshots will see it: fewer states, the same rule */
             m = 0;

@@ -73,9 +73,14 @@ class FloorModel(RuleBasedStateMachine):
         else:
             self.server.rows = {i: row for i, row in self.server.rows.items() if row[1] != writer}
 
-    @rule(slots=st.sets(st.sampled_from(SLOTS), min_size=1), patient=st.booleans(), between=st.integers(0, 2))
-    def claim(self, slots, patient, between):
-        """Lock, let others act between the statements, read, and delete what was read."""
+    @rule(
+        slots=st.sets(st.sampled_from(SLOTS), min_size=1),
+        patient=st.booleans(),
+        between=st.integers(0, 2),
+        returned=st.sets(st.integers(0, 30), max_size=4),
+    )
+    def claim(self, slots, patient, between, returned):
+        """Lock, let others act between the statements, read, and delete what was read but for what comes back."""
         last = self.server.last_id
         floor = self.floor = self.floor.fresh(last)
         for _ in range(between):
@@ -92,11 +97,15 @@ class FloorModel(RuleBasedStateMachine):
         read = {slot: ids[:LIMIT] for slot, ids in found.items()}
         module.PATIENCE = 1000.0 if patient else 0.0
         floor.learn(snapshot, own, last, slots, {slot: ids[0] for slot, ids in read.items() if ids})
-        for ids in read.values():
-            for number in ids:
+        ended = {}
+        for slot, ids in read.items():
+            for number in set(ids) - returned:
                 del self.server.rows[number]
+            if ids:
+                ended[slot] = min([max(ids), *(number - 1 for number in returned.intersection(ids))])
         self.server.running.remove(own)
         self.server.committed.add(own)
+        floor.settle(ended)
 
     @invariant()
     def no_row_that_is_visible_now_lies_hidden(self):
@@ -151,6 +160,28 @@ def test_slots_that_were_not_read_to_their_end_do_not_rise():
     floor = learned(Floor(), 5)
     floor.learn(Snapshot(11, frozenset()), 11, 8, [0], {})
     assert floor.slots == {0: 5}
+
+
+def test_what_was_read_and_is_gone_raises_the_floor():
+    floor = learned(Floor(), 5)
+    floor.learn(Snapshot(11, frozenset()), 11, 8, SLOTS, {0: 3})
+    floor.settle({0: 4})
+    assert floor.slots == {0: 4, 1: 5}
+
+
+def test_what_was_read_above_the_candidate_does_not_raise_the_floor_over_it():
+    floor = learned(Floor(), 5)
+    floor.learn(Snapshot(11, frozenset()), 11, 8, SLOTS, {0: 3})
+    floor.settle({0: 7})
+    assert floor.slots == {0: 5, 1: 5}
+
+
+def test_what_was_read_before_the_candidate_counts_raises_nothing():
+    floor = learned(learned(Floor(), 5), 8)
+    floor.learn(Snapshot(12, frozenset({11})), 13, 9, SLOTS, {0: 7})
+    floor.learn(Snapshot(12, frozenset({11})), 14, 9, SLOTS, {0: 7})
+    floor.settle({0: 9})
+    assert floor.slots == {0: 6, 1: 8}
 
 
 def test_a_transaction_that_has_just_begun_is_waited_for():
