@@ -195,9 +195,12 @@ def received_headers(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, s
     return found | saved
 
 
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def headers_text(headers: Mapping[str, str]) -> str:
     """Return headers as the outbox saves them."""
-    return json.dumps(headers, separators=(",", ":"), ensure_ascii=False)
+    return _to_json(headers)
 
 
 def headers_of(text: str) -> dict[str, str]:

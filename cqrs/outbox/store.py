@@ -17,6 +17,7 @@ from sqlalchemy import (
     MetaData,
     SmallInteger,
     any_,
+    bindparam,
     delete,
     exists,
     func,
@@ -31,14 +32,14 @@ from sqlalchemy.exc import IntegrityError
 from cqrs.codec import BROKER
 from cqrs.outbox.inbox import Inbox
 from cqrs.outbox.parked import Parked, chunks
-from cqrs.outbox.rows import DEAD, SCHEDULED, WAITING, Claimed, Counts, Probe, Verdict, View
+from cqrs.outbox.rows import COPIED, DEAD, SCHEDULED, WAITING, Claimed, Counts, Probe, Verdict, View
 from cqrs.schema import tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from sqlalchemy import ColumnElement, Insert
+    from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -192,7 +193,7 @@ class Store:
         self.strict = strict
         self.logged = logged
         self.ahead = 0.0
-        self._adding = self._make_adding()
+        self._adding: Adding | None = None
         self.parked = Parked(self)
         self.inbox = Inbox(self)
 
@@ -212,41 +213,40 @@ class Store:
 
     # Saving
 
-    async def add(self, connection: AsyncConnection, envelopes: Sequence[Envelope]) -> None:
+    async def serialise(self, connection: AsyncConnection, envelopes: Sequence[Envelope]) -> None:
+        """Come after all transactions that write one of these keys, and let none in before this one's end."""
+        keys = {f"{envelope.topic}\0{envelope.key}" for envelope in envelopes if envelope.key is not None}
+        await self.dialect.serialise(connection, self, keys)
+
+    def add(self, connection: Connection, envelopes: Sequence[Envelope]) -> None:
         """Insert rows in the connection's transaction, in this order.
 
         Where the database's log carries the broker's rows, those are deleted again: the log alone has them.
         """
-        if self.strict:
-            keys = {f"{envelope.topic}\0{envelope.key}" for envelope in envelopes if envelope.key is not None}
-            await self.dialect.serialise(connection, self, keys)
         logged = [envelope for envelope in envelopes if self.logged and envelope.destination == BROKER]
         kept = [envelope for envelope in envelopes if not self.logged or envelope.destination != BROKER]
         if kept:
-            await self._insert(connection, kept)
+            self._insert(connection, kept)
         if logged:
-            await self._pass_through(connection, logged)
+            self._pass_through(connection, logged)
 
-    async def _insert(self, connection: AsyncConnection, envelopes: Sequence[Envelope]) -> None:
-        if self._adding[0] != self.ahead:
-            self._adding = self._make_adding()
-        await connection.execute(self._adding[1], [self._values(envelope) for envelope in envelopes])
+    def _insert(self, connection: Connection, envelopes: Sequence[Envelope]) -> None:
+        if self._adding is None or self._adding.ahead != self.ahead:
+            self._adding = Adding(self)
+        rows = [self._adding.parameters(self._values(envelope)) for envelope in envelopes]
+        connection.exec_driver_sql(self._adding.statement, rows if len(rows) > 1 else rows[0])
 
-    def _make_adding(self) -> tuple[float, Insert]:
-        """Return the statement that adds rows, made once: making it costs more than running it."""
-        return self.ahead, insert(self.tables.outbox).values(created_at=self.now())
-
-    async def _pass_through(self, connection: AsyncConnection, envelopes: Sequence[Envelope]) -> None:
+    def _pass_through(self, connection: Connection, envelopes: Sequence[Envelope]) -> None:
         table = self.tables.outbox
         added = insert(table).returning(table.c.slot, table.c.id, sort_by_parameter_order=True)
         values = [{"created_at": _emitted(envelope), **self._values(envelope)} for envelope in envelopes]
-        rows = (await connection.execute(added, values)).all()
+        rows = connection.execute(added, values).all()
         slots, ids = sorted({row[0] for row in rows}), [row[1] for row in rows]
         these = (
             table.c.slot == any_(literal(slots, ARRAY(SmallInteger))),
             table.c.id == any_(literal(ids, ARRAY(BigInteger))),
         )
-        await connection.execute(delete(table).where(*these))
+        connection.execute(delete(table).where(*these))
 
     def _values(self, envelope: Envelope) -> dict[str, Any]:
         return {
@@ -385,6 +385,24 @@ class Store:
                 if absent:
                     await connection.execute(insert(slot), absent)
         return {**wanted, **found}
+
+
+class Adding:
+    """The statement that adds a row, compiled for the driver once: to compile it costs as much as to run it."""
+
+    def __init__(self, store: Store) -> None:
+        self.ahead = store.ahead
+        given: dict[str, Any] = {name: bindparam(name) for name in COPIED if name != "created_at"}
+        added = insert(store.tables.outbox).values(created_at=store.now(), **given).inline()
+        compiled = added.compile(dialect=store.writers.dialect)
+        self.statement = str(compiled)
+        self._fixed = {name: value for name, value in compiled.params.items() if name not in given}
+        self._order = compiled.positiontup
+
+    def parameters(self, values: Mapping[str, Any]) -> Any:
+        """Return what the driver wants: in places, or by name."""
+        named = {**self._fixed, **values}
+        return named if self._order is None else tuple([named[name] for name in self._order])
 
 
 def _emitted(envelope: Envelope) -> datetime:

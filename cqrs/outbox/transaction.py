@@ -114,17 +114,18 @@ class Transaction:
             await self.rollback()
             return
         try:
-            if self._envelopes or (self._takes is not None and not self._taken):
-                await self._insert()
+            await self._prepare()
         except AlreadyTaken:
             await self.rollback()
             return
         except BaseException:
             await self.rollback()
             raise
-        if self._session is not None:
-            self._ending = True
-            await _shielded(self._commit(self._session))
+        if self._session is not None or self._envelopes:
+            session, self._ending = self.session, True
+            await _shielded(session.run_sync(self._end))
+            if self._envelopes:
+                self._saved(self._envelopes)
 
     async def rollback(self) -> None:
         """Undo everything and close the session."""
@@ -134,27 +135,26 @@ class Transaction:
             session, self._session = self._session, None
             await _shielded(session.close())
 
-    async def _insert(self) -> None:
+    async def _prepare(self) -> None:
+        """Do what may take long and be cancelled: flush, take the message, come after other writers of the keys."""
         if self._session is not None and _has_changes(self._session):
             await self._session.flush()
-        connection = await self.session.connection()
-        if self._envelopes:
-            await self._store.add(connection, self._envelopes)
+        if self._takes is not None and not self._taken:
+            await self.session.run_sync(lambda session: session.connection())
+        if self._envelopes and self._store.strict:
+            await self._store.serialise(await self.session.connection(), self._envelopes)
 
-    async def _commit(self, session: AsyncSession) -> None:
+    def _insert(self, session: Session) -> None:
+        self._store.add(session.connection(), self._envelopes)
+
+    def _end(self, session: Session) -> None:
+        """Insert, commit and close in one go: three ways into SQLAlchemy would cost as much as the statements."""
         try:
-            await session.commit()
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise CommitUnknown(
-                    "The connection was lost during COMMIT: everything of this command was saved, or nothing. "
-                    "Look before you send it again, or make its handler safe to repeat."
-                ) from error
-            raise
+            if self._envelopes:
+                self._insert(session)
+            _commit(session)
         finally:
-            await session.close()
-        if self._envelopes:
-            self._saved(self._envelopes)
+            session.close()
 
     # What happens to the session, told by its events
 
@@ -204,7 +204,8 @@ class Adopted(Transaction):
         """Insert what was emitted now; it exists when the session commits, and only then is the relay woken."""
         session, envelopes = self.session, list(self._envelopes)
         if envelopes:
-            await self._insert()
+            await self._prepare()
+            await session.run_sync(self._insert)
             self._tell_at_commit(session.sync_session, envelopes)
         session.sync_session.info.pop(UNIT, None)
 
@@ -255,6 +256,18 @@ def _telling(tell: Callable[..., None]) -> Callable[..., None]:
             tell(unit, session, *arguments)
 
     return listener
+
+
+def _commit(session: Session) -> None:
+    try:
+        session.commit()
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise CommitUnknown(
+                "The connection was lost during COMMIT: everything of this command was saved, or nothing. "
+                "Look before you send it again, or make its handler safe to repeat."
+            ) from error
+        raise
 
 
 def _has_changes(session: AsyncSession) -> bool:

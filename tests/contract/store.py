@@ -23,7 +23,7 @@ def letter(number: int, key: str | None = "a", *, destination: str = "handler", 
 
 async def add(store: Store, *letters: Envelope) -> None:
     async with store.writers.begin() as connection:
-        await store.add(connection, letters)
+        await connection.run_sync(store.add, letters)
 
 
 class Relays:
@@ -167,7 +167,7 @@ class StoreContract:
 
     async def test_rows_of_a_transaction_that_was_rolled_back_never_existed(self, store: Store):
         async with store.writers.connect() as connection:
-            await store.add(connection, [letter(1)])
+            await connection.run_sync(store.add, [letter(1)])
             await connection.rollback()
         assert await store.counts() == NOTHING
 

@@ -237,7 +237,7 @@ async def relayed(world: World, envelopes: Sequence[cqrs.Envelope], topic: str) 
         async with world.app(database=url, carrier="relay", broker=broker, migrate=True) as app:
             store = storage_of(app).store
             async with store.writers.begin() as connection:
-                await store.add(connection, [envelope._replace(topic=topic) for envelope in envelopes])
+                await connection.run_sync(store.add, [envelope._replace(topic=topic) for envelope in envelopes])
             storage_of(app).relay.wake()
             return await world.read(topic, len(envelopes))
 
@@ -341,11 +341,11 @@ async def test_a_parked_key_of_a_handler_drains_in_order(running: World):
     async with running.app(topic, reserve=reserve, retry=retry) as app, running.connection() as connection:
         store = storage_of(app).store
         async with store.writers.begin() as begun:
-            await store.add(begun, [saved("o1"), saved("o2")])
+            await begun.run_sync(store.add, [saved("o1"), saved("o2")])
         storage_of(app).relay.wake()
         await until(lambda: connection.fetchval("SELECT count(*) = 2 FROM cqrs_parked WHERE state = 'waiting'"))
         async with store.writers.begin() as begun:
-            await store.add(begun, [saved("o3")])
+            await begun.run_sync(store.add, [saved("o3")])
         refusing = False
         storage_of(app).relay.wake()
         await until(lambda: reserved == ["o1", "o2", "o3"])
@@ -359,7 +359,7 @@ async def test_what_is_rolled_back_never_was(running: World):
         storage = storage_of(app)
         async with storage.store.writers.connect() as connection:
             row = cqrs.Envelope(str(uuid.uuid4()), "broker", topic, "o1", "Ordered", "{}", b"{}")
-            await storage.store.add(connection, [row])
+            await connection.run_sync(storage.store.add, [row])
             await connection.rollback()
         await app.emit(Ordered(order="o2"))
     assert [message.key for message in await running.read(topic, 1)] == [b"o2"]
