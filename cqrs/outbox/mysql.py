@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from sqlalchemy import ColumnElement, exists, func, literal_column, select, text
+from sqlalchemy import ColumnElement, func, literal_column, select, text
 from sqlalchemy.dialects.mysql import insert
 
 from cqrs.outbox.locks import Appetite, LockedLane, Server
-from cqrs.outbox.rows import Claimed, View, by_slot, claimed
+from cqrs.outbox.rows import Claimed, Lane, View, by_slot, claimed
 from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 KEY_ROWS = 1024
 """How many rows of the slot table, below 0, serialise the writers of keys."""
+
+
+MOST_PARKED = 1000
+"""How many parked keys are fetched with a claim at most; where there are more, each row is looked up: dear as reading it."""
 
 
 class MySQL(Server):
@@ -87,16 +91,19 @@ class SlotRows:
         self._limited: AsyncConnection | None = None
         self._appetite = Appetite()
         preparer = store.short.dialect.identifier_preparer
-        tables = {"outbox": store.tables.outbox, "parked": store.tables.parked}
+        tables = {"outbox": store.tables.outbox, "parked": store.tables.parked, "slot": store.tables.slot}
         self._names = {name: preparer.format_table(table) for name, table in tables.items()}
+        self._fronts: tuple[View | None, dict[int, int]] = None, {}
+        """The last view, and below which id each slot had nothing of it. A hint: what commits late may lie below."""
 
     def floors(self, view: View) -> Mapping[int, int]:  # noqa: ARG002 - the port's
         """Know none."""
         return {}
 
     def forget(self) -> None:
-        """Forget that the session is limited: it is gone."""
+        """Forget the session's limit, and what the slots held: the next session may lead to another server."""
         self._limited = None
+        self._fronts = None, {}
 
     async def autocommits(self, connection: AsyncConnection) -> bool:  # noqa: ARG002 - the port's
         """Allow it."""
@@ -116,9 +123,7 @@ class SlotRows:
         How many are free is only known once all are locked; a second transaction takes half of them.
         """
         await self.limit(connection, lease)
-        slot, outbox = self._store.tables.slot, self._store.tables.outbox
-        work = exists().where(outbox.c.slot == slot.c.slot, *self._store.wanted(view))
-        working = list(await connection.scalars(select(slot.c.slot).where(slot.c.slot >= 0, work)))
+        working = await self._look(connection, view)
         if not working:
             return Nothing.IDLE
         free = await self._lock(connection, working)
@@ -127,24 +132,62 @@ class SlotRows:
             free = await self._lock(connection, random.sample(free, (len(free) + 1) // 2))
         return free or Nothing.BUSY
 
+    async def _look(self, connection: AsyncConnection, view: View) -> Sequence[int]:
+        """Return the slots that have work.
+
+        A look from the beginning of a slot passes over all rows that were deleted and not purged yet, so it begins
+        where the last one found something, and only where nothing is found there, at the beginning.
+        """
+        seen, fronts = self._fronts
+        starts = {slot: fronts.get(slot, 0) if seen == view else 0 for slot in range(self._store.slots)}
+        first = await self._first(connection, view, starts)
+        again = {slot: 0 for slot, start in starts.items() if start and slot not in first}
+        if again:
+            first |= await self._first(connection, view, again)
+        self._fronts = view, {slot: number - 1 for slot, number in first.items()}
+        return list(first)
+
+    async def _first(self, connection: AsyncConnection, view: View, starts: Mapping[int, int]) -> dict[int, int]:
+        """Return the first id behind its start of each slot that has one."""
+        conditions, values = _shown(view)
+        first = _FIRST.format(outbox=self._names["outbox"], shown=conditions, slot=":slot", start=":start")
+        statement = " UNION ALL ".join(
+            first.replace(":slot", str(slot)).replace(":start", str(start)) for slot, start in starts.items()
+        )
+        found: Any = await connection.exec_driver_sql(statement, tuple(values * len(starts)))
+        return {slot: number for slot, number in found}  # noqa: C416 - rows are no pairs for `dict`
+
     async def _lock(self, connection: AsyncConnection, slots: Sequence[int]) -> list[int]:
-        table = self._store.tables.slot
-        rows = select(table.c.slot).where(table.c.slot.in_(slots)).with_for_update(skip_locked=True)
-        return list(await connection.scalars(rows))
+        statement = _LOCK.format(**self._names, slots=",".join(map(str, slots)))
+        return list((await connection.exec_driver_sql(statement)).scalars())
 
     async def read(
         self, connection: AsyncConnection, slots: Sequence[int], view: View, limit: int
     ) -> tuple[list[Claimed], list[Claimed]]:
         """Return the first rows of locked slots in order: those to deliver, and those whose key is parked."""
         most, each = self._appetite.portions(limit, len(slots))
+        parked = await self._parked_lanes(connection, view)
         conditions, values = _shown(view)
-        skipped = f"p.destination NOT IN ({_marks(view.skipping)})" if view.skipping else "TRUE"
-        one = _READ.format(**self._names, skipped=skipped, shown=conditions, each=each)
+        look = "1" if parked is not None else _LOOK.format(**self._names, parks=_parks(view))
+        one = _READ.format(**self._names, look=look, shown=conditions, each=each)
         statement = " UNION ALL ".join(one.replace(":slot", str(slot)) for slot in slots)
-        found = (await fetch(connection, statement, [*sorted(view.skipping), *values] * len(slots)))[:most]
+        values = values if parked is not None else [*sorted(view.skipping), *values]
+        found = (await fetch(connection, statement, values * len(slots)))[:most]
         self._appetite.learn(found, most, each)
         rows = claimed(found)
-        return [row for row in rows if row.place is not None], [row for row in rows if row.place is None]
+        if parked is None:
+            return [row for row in rows if row.place is not None], [row for row in rows if row.place is None]
+        held = [row for row in rows if row.lane in parked] if parked else []
+        return [row for row in rows if row.lane not in parked] if held else rows, held
+
+    async def _parked_lanes(self, connection: AsyncConnection, view: View) -> set[Lane] | None:
+        """Return all that is parked, or None where that is too much: then each row is looked up where it is read.
+
+        The slots are locked, and nobody parks a key of theirs or ends its parking meanwhile.
+        """
+        statement = _PARKED.format(**self._names, parks=_parks(view), most=MOST_PARKED + 1)
+        lanes = await fetch(connection, statement, sorted(view.skipping))
+        return None if len(lanes) > MOST_PARKED else {(lane[0], lane[1], lane[2]) for lane in lanes}
 
     async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
         """Delete rows of locked slots along the primary key.
@@ -159,13 +202,26 @@ class SlotRows:
         """Learn nothing."""
 
 
+_FIRST = """
+(SELECT {slot}, o.id FROM {outbox} o WHERE o.slot = {slot} AND o.id > {start} AND {shown} ORDER BY o.id LIMIT 1)
+"""
+
+_LOCK = "SELECT slot FROM {slot} WHERE slot IN ({slots}) FOR UPDATE SKIP LOCKED"
+
+_PARKED = """
+SELECT DISTINCT p.destination, p.topic, p.message_key FROM {parked} p
+WHERE p.message_key IS NOT NULL AND {parks} LIMIT {most}
+"""
+
+_LOOK = """
+CASE WHEN EXISTS (
+    SELECT 1 FROM {parked} p
+    WHERE p.destination = o.destination AND p.topic = o.topic AND p.message_key = o.message_key AND {parks}
+) THEN NULL ELSE 1 END
+"""
+
 _READ = """
-(SELECT o.id, o.slot, o.event_id, o.destination, o.topic, o.message_key, o.type, o.headers, o.payload,
-    CASE WHEN (SELECT EXISTS (SELECT 1 FROM {parked})) AND EXISTS (
-        SELECT 1 FROM {parked} p
-        WHERE p.destination = o.destination AND p.topic = o.topic AND p.message_key = o.message_key
-        AND (p.state = 'waiting' OR p.state = 'dead' AND {skipped})
-    ) THEN NULL ELSE 1 END
+(SELECT o.id, o.slot, o.event_id, o.destination, o.topic, o.message_key, o.type, o.headers, o.payload, {look}
 FROM {outbox} o WHERE o.slot = :slot AND {shown} ORDER BY o.id LIMIT {each})
 """
 
@@ -177,6 +233,11 @@ async def fetch(connection: AsyncConnection, statement: str, values: Sequence[An
         await cursor.execute(statement, values)
         rows: Sequence[Sequence[Any]] = await cursor.fetchall()
         return rows
+
+
+def _parks(view: View) -> str:
+    skipped = f"p.destination NOT IN ({_marks(view.skipping)})" if view.skipping else "TRUE"
+    return f"(p.state = 'waiting' OR p.state = 'dead' AND {skipped})"
 
 
 def _shown(view: View) -> tuple[str, list[str]]:

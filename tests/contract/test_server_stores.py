@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cqrs import migrations
 from cqrs.codec import Envelope
-from cqrs.outbox import locks
+from cqrs.outbox import locks, mysql
 from cqrs.outbox.database import dialect_of
 from cqrs.outbox.store import Store
 from tests.contract.store import OTHER_LANES, OpenStore, StoreContract, add, claim, letter, numbers, relays, settle
@@ -124,3 +124,11 @@ class TestAsyncmy(ServerContract):
     @pytest.mark.parametrize("other", [other for other in OTHER_LANES if other.key != "a "])
     async def test_rows_of_another_lane_are_not_held_back(self, store: Store, other: Envelope):
         await super().test_rows_of_another_lane_are_not_held_back(store, other)
+
+
+class TestAsyncmyBesideManyParkedKeys(TestAsyncmy):
+    """Each row is looked up, since more keys are parked than are fetched with a claim."""
+
+    @pytest.fixture(autouse=True)
+    def few_parked_keys_are_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mysql, "MOST_PARKED", 0)
