@@ -27,7 +27,7 @@ KEY_ROWS = 1024
 
 
 MOST_PARKED = 1000
-"""How many parked keys are fetched with a claim at most; where there are more, each row is looked up: dear as reading it."""
+"""How many parked keys a claim fetches at most. Where there are more, each row is looked up, which doubles its cost."""
 
 
 class MySQL(Server):

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.engine import Connection
 
 import cqrs
 from cqrs.brokers.kafka import Kafka
@@ -219,9 +219,9 @@ class Spied:
         self.envelopes: list[cqrs.Envelope] = []
         add = Store.add
 
-        async def spy(store: Store, connection: AsyncConnection, envelopes: Sequence[cqrs.Envelope]) -> None:
+        def spy(store: Store, connection: Connection, envelopes: Sequence[cqrs.Envelope]) -> None:
             self.envelopes += envelopes
-            await add(store, connection, envelopes)
+            add(store, connection, envelopes)
 
         monkeypatch.setattr(Store, "add", spy)
 
