@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from traceback import format_exception
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -22,19 +21,19 @@ from cqrs.codec import BROKER
 from cqrs.errors import DecodingError
 from cqrs.outbox.circuits import Circuits
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher
-from cqrs.outbox.rows import Verdict
 from cqrs.outbox.store import Nothing
+from cqrs.outbox.verdicts import Judge
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
     from cqrs.codec import Envelope
-    from cqrs.outbox.rows import Claimed
+    from cqrs.outbox.rows import Claimed, Verdict
     from cqrs.outbox.store import Claim, Lane, Store
+    from cqrs.outbox.verdicts import End
 
 log = logging.getLogger(__name__)
 
-ERROR_LIMIT = 4000
 BUSY_PAUSE = 0.01
 """Seconds that a lane waits, on the average, when others work on all slots that have work."""
 
@@ -63,7 +62,7 @@ class Pace:
 class Relay:
     """Supervised lanes: over the outbox, over parked rows that are due, over what is out of reach, and one that looks.
 
-    `end` answers what becomes of a failed row: seconds to wait (None: dead), and whether a dead one blocks its key.
+    `end` answers what becomes of a failed row.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Relay:
         store: Store,
         publishers: Mapping[str, Publisher],
         *,
-        end: Callable[[str, BaseException, int], tuple[float | None, bool]],
+        end: End,
         skipping: Collection[str] = (),
         pace: Pace = Pace(),
     ) -> None:
@@ -79,7 +78,7 @@ class Relay:
         self._publishers = publishers
         self._destinations = sorted(publishers)
         self._served = _served(publishers)
-        self._end = end
+        self._judge = Judge(end)
         self._pace = pace
         self._stopping = False
         self._circuits = Circuits(skipping)
@@ -240,28 +239,14 @@ class Relay:
         for row, outcome in zip(rows, outcomes, strict=True):
             if outcome is Fate.DELIVERED:
                 done.append(row)
-            elif isinstance(outcome, Failed):
-                failed.append(self._judge(row, outcome))
-            elif outcome is Fate.OVERDUE:
-                failed.append(Verdict(row, "It was given up at its claim's deadline.", 0.0, blocks=True, counts=False))
+            elif (verdict := self._judge.judge(row, outcome)) is not None:
+                failed.append(verdict)
             else:
                 returned.append(row)
         return done, failed, returned
 
-    def _judge(self, row: Claimed, failure: Failed) -> Verdict:
-        wait, blocks = self._end(row.lane[0], failure.error, row.attempts + 1)
-        error = _storable("".join(format_exception(failure.error))[-ERROR_LIMIT:])
-        return Verdict(row, error, None if failure.final else wait, blocks)
-
     def _tell(self, done: Sequence[Claimed], failed: Sequence[Verdict]) -> None:
-        for verdict in failed:
-            envelope = verdict.row.envelope
-            what = f"{envelope.type} {envelope.message_id} to {envelope.destination}"
-            reason = verdict.error.rstrip().rpartition("\n")[2]
-            if verdict.wait is None:
-                log.error("%s is dead at attempt %d: %s", what, verdict.attempts, reason)
-            else:
-                log.warning("%s failed, tried again in %.1f s: %s", what, verdict.wait, reason)
+        self._judge.tell(failed)
         if failed:
             self.look()
         if done or failed:
@@ -343,11 +328,6 @@ def _blame(envelope: Envelope) -> Outcome:
     except DecodingError as fault:
         return Failed(fault, final=True)
     return Fate.NOT_SENT
-
-
-def _storable(text: str) -> str:
-    """Return a text that every database takes: without NUL, and without half a surrogate pair."""
-    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def _bound(work: Callable[[Lane], Awaitable[bool]], lane: Lane) -> Callable[[], Awaitable[bool]]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cqrs.outbox.database import Database
     from cqrs.outbox.publisher import Publisher
     from cqrs.outbox.store import Store
+    from cqrs.outbox.verdicts import End
     from cqrs.signature import Handler
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Storage:
         *,
         publishers: Mapping[str, Publisher],
         handlers: Collection[str],
-        end: Callable[[str, BaseException, int], tuple[float | None, bool]],
+        end: End,
         skipping: Collection[str],
         publishes: bool,
         relays: bool,
