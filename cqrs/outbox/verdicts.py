@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 ERROR_LIMIT = 4000
 
 End = Callable[[str, BaseException, int], tuple[float | None, bool]]
-"""Of a destination, an error and the number of failures: seconds to wait (None: dead), and whether a dead row blocks."""
+"""Of a destination, an error and how many failures: seconds to wait (None: dead), and whether a dead row blocks."""
 
 
 class Judge:
