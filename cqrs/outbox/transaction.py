@@ -123,9 +123,7 @@ class Transaction:
             raise
         if self._session is not None or self._envelopes:
             session, self._ending = self.session, True
-            await _shielded(session.run_sync(self._end))
-            if self._envelopes:
-                self._saved(self._envelopes)
+            await _shielded(self._finish(session))
 
     async def rollback(self) -> None:
         """Undo everything and close the session."""
@@ -143,6 +141,11 @@ class Transaction:
             await self.session.run_sync(lambda session: session.connection())
         if self._envelopes and self._store.strict:
             await self._store.serialise(await self.session.connection(), self._envelopes)
+
+    async def _finish(self, session: AsyncSession) -> None:
+        await session.run_sync(self._end)
+        if self._envelopes:
+            self._saved(self._envelopes)
 
     def _insert(self, session: Session) -> None:
         self._store.add(session.connection(), self._envelopes)

@@ -7,6 +7,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
 import cqrs
 from tests.unit.outbox.support import run_sql, storage_of, until
@@ -643,13 +645,13 @@ async def test_the_application_goes_on_at_whatever_moment_queries_are_cancelled(
             assert await app.send(Look()) == 0
 
 
-class GatedSession(AsyncSession):
+class GatedSession(Session):
     """A session whose COMMIT waits until it is let through."""
 
-    async def commit(self) -> None:
+    def commit(self) -> None:
         self.info["begun"].set()
-        await self.info["release"].wait()
-        await super().commit()
+        await_only(self.info["release"].wait())
+        super().commit()
 
 
 @pytest.mark.parametrize("cancellations", [1, 2])
@@ -661,7 +663,7 @@ async def test_a_commit_is_shielded_from_cancellation(registry: cqrs.Registry, e
         await session.execute(INSERT)
         context.emit(Happened())
 
-    sessions = async_sessionmaker(engine, class_=GatedSession, info={"begun": begun, "release": release})
+    sessions = async_sessionmaker(engine, sync_session_class=GatedSession, info={"begun": begun, "release": release})
     async with make(registry, sessions) as app:
         task = asyncio.create_task(app.send(Start()))
         await begun.wait()
@@ -683,12 +685,12 @@ async def test_a_commit_is_shielded_from_cancellation(registry: cqrs.Registry, e
 # A connection that is lost
 
 
-class LosingSession(AsyncSession):
+class LosingSession(Session):
     """A session whose connection is lost during COMMIT, before or after the database has done it."""
 
-    async def commit(self) -> None:
+    def commit(self) -> None:
         if self.info["saves"]:
-            await super().commit()
+            super().commit()
         raise DBAPIError("COMMIT", {}, Exception("connection is closed"), connection_invalidated=self.info["lost"])
 
 
@@ -701,7 +703,7 @@ async def test_a_connection_lost_during_commit_leaves_it_unknown(
         await session.execute(INSERT)
         context.emit(Happened())
 
-    sessions = async_sessionmaker(engine, class_=LosingSession, info={"saves": saves, "lost": True})
+    sessions = async_sessionmaker(engine, sync_session_class=LosingSession, info={"saves": saves, "lost": True})
     async with make(registry, sessions) as app:
         with pytest.raises(cqrs.CommitUnknown, match="everything of this command was saved, or nothing") as caught:
             await app.send(Start())
@@ -716,7 +718,7 @@ async def test_another_error_of_a_commit_arrives_as_it_is(registry: cqrs.Registr
     async def start(command: Start, session: AsyncSession) -> Any:
         await session.execute(INSERT)
 
-    sessions = async_sessionmaker(engine, class_=LosingSession, info={"saves": False, "lost": False})
+    sessions = async_sessionmaker(engine, sync_session_class=LosingSession, info={"saves": False, "lost": False})
     async with make(registry, sessions) as app:
         with pytest.raises(DBAPIError):
             await app.send(Start())
