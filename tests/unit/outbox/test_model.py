@@ -97,7 +97,9 @@ class World:
         """Replace a relay by that of a new process: what the old one claimed stays claimed until its lease ends."""
         storage = self.storage(number)
         old = storage.relay
-        storage.relay = Relay(storage.store, old._publishers, end=old._judge._end, skipping=storage._skipping, pace=old._pace)
+        storage.relay = Relay(
+            storage.store, old._publishers, end=old._judge._end, skipping=storage._skipping, pace=old._pace
+        )
 
     async def kill_before_settling(self, number: int) -> None:
         async def die(*_: object) -> None:
