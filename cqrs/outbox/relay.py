@@ -77,7 +77,6 @@ class Relay:
         self.owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid4().hex[:8]}"
         self._publishers = publishers
         self._destinations = sorted(publishers)
-        self._served = _served(publishers)
         self._judge = Judge(end)
         self._pace = pace
         self._stopping = False
@@ -200,7 +199,7 @@ class Relay:
         envelopes = [row.envelope for row in rows]
         shares = [
             (publisher, places)
-            for publisher, destinations in self._served
+            for publisher, destinations in _served(self._publishers)
             if (places := [place for place, each in enumerate(envelopes) if each.destination in destinations])
         ]
         published = await asyncio.gather(
