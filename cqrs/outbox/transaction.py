@@ -61,7 +61,7 @@ class Transaction:
         self._envelopes: list[Envelope] = []
         self._ending = False
         self._spoiled: str | None = None
-        self._taken = False
+        self._begun = False
         self.already_taken = False
 
     @property
@@ -134,10 +134,10 @@ class Transaction:
             await _shielded(session.close())
 
     async def _prepare(self) -> None:
-        """Do what may take long and be cancelled: flush, take the message, come after other writers of the keys."""
+        """Do what may wait, and be cancelled: flush, begin, take the message, come after other writers of the keys."""
         if self._session is not None and _has_changes(self._session):
             await self._session.flush()
-        if self._takes is not None and not self._taken:
+        if not self._begun and (self._envelopes or self._takes is not None):
             await self.session.run_sync(lambda session: session.connection())
         if self._envelopes and self._store.strict:
             await self._store.serialise(await self.session.connection(), self._envelopes)
@@ -162,12 +162,17 @@ class Transaction:
     # What happens to the session, told by its events
 
     def begun(self, connection: Any) -> None:
-        """Write the inbox row as the first statement of a delivery; a row that stands there ends the delivery."""
+        """Write the inbox row as the first statement of a delivery; a row that stands there ends the delivery.
+
+        A savepoint begins nothing: the row that it would find is the delivery's own.
+        """
+        if self._begun:
+            return
         if self._takes is not None:
-            self._taken = self._store.inbox.take(connection, *self._takes)
-            self.already_taken = not self._taken
+            self.already_taken = not self._store.inbox.take(connection, *self._takes)
             if self.already_taken:
                 raise AlreadyTaken
+        self._begun = True
 
     def used(self) -> None:
         """Refuse another task than the handler's own."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -400,6 +400,26 @@ async def test_a_failed_attempt_leaves_neither_effects_nor_an_inbox_row(registry
         await relay_all(app)
         assert await effects(database) == 0
         assert await run_sql(database, "SELECT count(*) FROM cqrs_inbox") == [0]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_a_handler_may_begin_with_a_savepoint(registry: cqrs.Registry, database: str, keeps: bool):
+    @registry.event_handler
+    async def receive(event: Happened, session: AsyncSession) -> None:
+        with suppress(LookupError):
+            async with session.begin_nested():
+                await session.execute(text("INSERT INTO cqrs_settings (name, value) VALUES ('within', 'x')"))
+                if not keeps:
+                    raise LookupError
+        await session.execute(text("INSERT INTO cqrs_settings (name, value) VALUES ('after', 'x')"))
+
+    async with make(registry, database, relay=False) as app:
+        await app.emit(Happened())
+        await relay_all(app)
+        assert (await app.outbox.counts()).outbox == 0
+    effects = await run_sql(database, "SELECT name FROM cqrs_settings WHERE value = 'x' ORDER BY name")
+    assert effects == (["after", "within"] if keeps else ["after"])
+    assert await run_sql(database, "SELECT count(*) FROM cqrs_inbox") == [1]
 
 
 @pytest.mark.parametrize("uses_the_session", [True, False])

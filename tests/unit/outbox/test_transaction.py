@@ -610,6 +610,31 @@ async def test_a_command_that_is_cancelled_while_it_waits_for_the_lock_leaves_no
         assert await run_sql(database, ITEMS) == ["tea"]
 
 
+async def test_a_command_that_only_emits_can_be_cancelled_while_it_waits_for_the_lock(
+    registry: cqrs.Registry, database: str, make_engine: MakeEngine
+):
+    emitted = asyncio.Event()
+
+    @registry.command_handler
+    async def start(command: Start, context: cqrs.Context) -> Any:
+        context.emit(Happened())
+        emitted.set()
+
+    async with make(registry, database) as app:
+        async with make_engine().connect() as connection:
+            await connection.execute(text("BEGIN IMMEDIATE"))
+            task = asyncio.create_task(app.send(Start()))
+            await emitted.wait()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait({task}, timeout=0)
+            await connection.rollback()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert await run_sql(database, SAVED) == [0]
+
+
 async def test_the_application_goes_on_at_whatever_moment_commands_are_cancelled(
     registry: cqrs.Registry, database: str
 ):
