@@ -196,30 +196,34 @@ class Relay:
 
     async def _publish(self, rows: Sequence[Claimed], faults: list[BaseException]) -> list[Outcome]:
         """Publish side by side what goes to different publishers; what one raises, against its word, is a fault."""
-        envelopes = [row.envelope for row in rows]
-        shares = [
-            (publisher, places)
-            for publisher, destinations in _served(self._publishers)
-            if (places := [place for place, each in enumerate(envelopes) if each.destination in destinations])
-        ]
+        shares = self._shares(rows)
         published = await asyncio.gather(
-            *(self._hand_over(publisher, [envelopes[place] for place in places]) for publisher, places in shares),
+            *(self._hand_over(publisher, envelopes) for publisher, _, envelopes in shares),
             return_exceptions=True,
         )
         outcomes: list[Outcome] = [Fate.NOT_SENT] * len(rows)
-        for (_, places), result in zip(shares, published, strict=True):
-            own: Sequence[Outcome]
+        for (_, places, envelopes), result in zip(shares, published, strict=True):
+            told: Sequence[Outcome]
             if isinstance(result, BaseException):
                 faults.append(result)
-                own = [_blame(envelopes[place]) for place in places]
+                told = [_blame(envelope) for envelope in envelopes]
             else:
-                own = result
-            for place, outcome in zip(places, own, strict=True):
+                told = result
+                self._circuits.learn(envelopes, told)
+            for place, outcome in zip(places, told, strict=True):
                 outcomes[place] = outcome
-        self._circuits.learn(envelopes, outcomes)
         if self._circuits.pause is not None:
             self._awake["trials"].set()
         return outcomes
+
+    def _shares(self, rows: Sequence[Claimed]) -> list[tuple[Publisher, list[int], list[Envelope]]]:
+        """Return what goes to each publisher, and where it stands among the rows."""
+        envelopes = [row.envelope for row in rows]
+        return [
+            (publisher, places, [envelopes[place] for place in places])
+            for publisher, destinations in _served(self._publishers)
+            if (places := [place for place, each in enumerate(envelopes) if each.destination in destinations])
+        ]
 
     async def _hand_over(self, publisher: Publisher, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
         """Publish; a broker's publisher that does not answer within the lease is given up."""

@@ -383,12 +383,6 @@ async def test_a_death_is_told_in_one_line(store: FakeStore, caplog: pytest.LogC
     ]
 
 
-async def test_a_death_is_told(store: FakeStore, caplog: pytest.LogCaptureFixture):
-    store.outbox += [row(1)]
-    await make_relay(store, {"handler": answering(Failed(ValueError("no"), final=True))}).relay_outbox()
-    assert "Happened event-1 to handler is dead at attempt 1: ValueError: no" in caplog.text
-
-
 async def test_a_delivery_is_told_to_who_drains(store: FakeStore):
     relay = make_relay(store, {"handler": FakePublisher()})
     store.outbox += [row(1)]
@@ -536,6 +530,28 @@ async def test_what_is_in_reach_again_is_delivered(store: FakeStore, monkeypatch
     store.outbox += [row(1)]
     async with relaying(make_relay(store, {"handler": FakePublisher(publish)})):
         await until(lambda: ([1], []) in store.settled)
+
+
+async def test_a_publisher_that_raises_says_of_nothing_that_it_is_in_reach_again(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(circuits, "FIRST_PAUSE", 0.0)
+    batches: list[list[str]] = []
+
+    async def publish(ids: list[str]) -> Sequence[Outcome]:
+        batches.append(ids)
+        if len(batches) == 1:
+            return [Unavailable(Lost())]
+        raise DecodingError("no JSON")
+
+    relay = make_relay(store, {"handler": FakePublisher(publish)})
+    store.outbox += [row(1)]
+    await relay.relay_outbox()
+    store.outbox += [unreadable(2)]
+    with pytest.raises(DecodingError):
+        await relay._try_circuits()
+    assert batches == [["event-1"], ["event-2"]]
+    assert relay._circuits.view(["handler"]).without == {("handler", "orders")}
 
 
 async def test_a_trial_takes_one_row_of_what_is_out_of_reach(store: FakeStore, monkeypatch: pytest.MonkeyPatch):
