@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 KEY_ROWS = 1024
 """How many rows of the slot table, below 0, serialise the writers of keys."""
-
-
 MOST_PARKED = 1000
 """How many parked keys a claim fetches at most. Where there are more, each row is looked up, which doubles its cost."""
 
@@ -150,12 +148,12 @@ class SlotRows:
     async def _first(self, connection: AsyncConnection, view: View, starts: Mapping[int, int]) -> dict[int, int]:
         """Return the first id behind its start of each slot that has one."""
         conditions, values = _shown(view)
-        first = _FIRST.format(outbox=self._names["outbox"], shown=conditions, slot=":slot", start=":start")
+        first = _FIRST.format(**self._names, shown=conditions)
         statement = " UNION ALL ".join(
             first.replace(":slot", str(slot)).replace(":start", str(start)) for slot, start in starts.items()
         )
         found: Any = await connection.exec_driver_sql(statement, tuple(values * len(starts)))
-        return {slot: number for slot, number in found}  # noqa: C416 - rows are no pairs for `dict`
+        return dict(found.all())
 
     async def _lock(self, connection: AsyncConnection, slots: Sequence[int]) -> list[int]:
         statement = _LOCK.format(**self._names, slots=",".join(map(str, slots)))
@@ -203,8 +201,11 @@ class SlotRows:
 
 
 _FIRST = """
-(SELECT {slot}, o.id FROM {outbox} o WHERE o.slot = {slot} AND o.id > {start} AND {shown} ORDER BY o.id LIMIT 1)
+(SELECT o.slot, o.id FROM {outbox} o
+WHERE o.slot = :slot AND o.id > :start AND {shown} AND EXISTS (SELECT 1 FROM {slot} s WHERE s.slot = :slot)
+ORDER BY o.id LIMIT 1)
 """
+"""A slot whose row somebody deleted cannot be locked, and has no work until housekeeping has written it again."""
 
 _LOCK = "SELECT slot FROM {slot} WHERE slot IN ({slots}) FOR UPDATE SKIP LOCKED"
 

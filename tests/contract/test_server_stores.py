@@ -5,15 +5,26 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import delete, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cqrs import migrations
 from cqrs.codec import Envelope
 from cqrs.outbox import locks, mysql
 from cqrs.outbox.database import dialect_of
-from cqrs.outbox.store import Store
-from tests.contract.store import OTHER_LANES, OpenStore, StoreContract, add, claim, letter, numbers, relays, settle
+from cqrs.outbox.store import Nothing, Store
+from tests.contract.store import (
+    OTHER_LANES,
+    OpenStore,
+    StoreContract,
+    add,
+    claim,
+    letter,
+    numbers,
+    relays,
+    settle,
+    view,
+)
 from tests.servers import scratch_database, server
 
 pytestmark = pytest.mark.services
@@ -124,6 +135,14 @@ class TestAsyncmy(ServerContract):
     @pytest.mark.parametrize("other", [other for other in OTHER_LANES if other.key != "a "])
     async def test_rows_of_another_lane_are_not_held_back(self, store: Store, other: Envelope):
         await super().test_rows_of_another_lane_are_not_held_back(store, other)
+
+    async def test_a_slot_whose_row_somebody_deleted_has_no_work_until_it_is_there_again(self, store: Store):
+        await add(store, letter(1))
+        async with store.writers.begin() as connection:
+            await connection.execute(delete(store.tables.slot))
+        assert await relays(store).lane("one").claim(view(), 100) is Nothing.IDLE
+        await store.record({})
+        assert numbers(await claim(store)) == [1]
 
 
 class TestAsyncmyBesideManyParkedKeys(TestAsyncmy):
