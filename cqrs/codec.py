@@ -195,7 +195,7 @@ def received_headers(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, s
     return found | saved
 
 
-_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # `json.dumps` makes one for each call
 
 
 def headers_text(headers: Mapping[str, str]) -> str:

@@ -297,8 +297,8 @@ class Kafka:
             envelope = tally.envelopes[index]
             try:
                 key = None if envelope.key is None else envelope.key.encode()
-                headers, value = envelope.encoded_headers, envelope.payload
-                fits = batch.append(timestamp=None, key=key, value=value, headers=headers)
+                headers = envelope.encoded_headers
+                fits = batch.append(timestamp=None, key=key, value=envelope.payload, headers=headers)
             except UNSENDABLE as error:
                 text = f"{name_of(envelope)} is nothing that Kafka can carry: {text_of(error)}"
                 tally.stop(index, refused(text, error, final=True))

@@ -100,19 +100,16 @@ class Floor:
         before = 0
         if candidate is not None:
             before = self._proven = candidate.last
-            self._rise({slot: lowest[slot] - 1 if slot in lowest else candidate.last for slot in read})
+            self.rise({slot: lowest[slot] - 1 if slot in lowest else candidate.last for slot in read})
         still = {*snapshot.running, *range(snapshot.below, own)} - {own}
         self._candidate = _Candidate(last, before, frozenset(still), monotonic())
         self._last = last
 
-    def settle(self, ended: Mapping[int, int]) -> None:
-        """Learn that what the last read showed has left the table, in each slot up to an id that it showed.
+    def rise(self, slots: Mapping[int, int]) -> None:
+        """Raise the floors of slots, each to an id up to which nothing of what the last read has shown is left.
 
-        To be told only after the commit. Without it the next look would pass over those rows' remains.
+        Told also after the commit of what was read: else the next look would pass over the remains of those rows.
         """
-        self._rise(ended)
-
-    def _rise(self, slots: Mapping[int, int]) -> None:
         for slot, number in slots.items():
             self.slots[slot] = max(min(self._proven, number), self.slots.get(slot, 0))
 

@@ -117,8 +117,8 @@ class AdvisorySlots:
         self._last = 0
         self._server = ""
         self._appetite = Appetite()
-        self._read: tuple[Floor, Sequence[Claimed], dict[int, int]] = Floor(), (), {}
-        """What the last read has returned to deliver, and the highest id that it has seen of each slot."""
+        self._unsettled: tuple[Floor, Sequence[Claimed], dict[int, int]] | None = None
+        """Of the last read its floor, the rows to deliver, and the highest id of each slot; None once it is settled."""
 
     def floors(self, view: View) -> Mapping[int, int]:
         """Return below which id nothing of this view is left in a slot."""
@@ -127,6 +127,7 @@ class AdvisorySlots:
     def forget(self) -> None:
         """Forget the floors: another connection may lead to another server."""
         self._floors.clear()
+        self._unsettled = None
 
     async def autocommits(self, connection: AsyncConnection) -> bool:
         """Refuse it where asyncpg keeps no statements, as behind a pooler.
@@ -188,7 +189,7 @@ class AdvisorySlots:
         lowest = {row.slot: row.id for row in reversed(rows)}
         floor.learn(snapshot, own, self._last, lowest if len(rows) >= most else slots, lowest)
         free = [row for row in rows if row.place is not None]
-        self._read = floor, free, {row.slot: row.id for row in rows}
+        self._unsettled = floor, free, {row.slot: row.id for row in rows}
         return free, [] if len(free) == len(rows) else [row for row in rows if row.place is None]
 
     async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
@@ -202,11 +203,13 @@ class AdvisorySlots:
 
     def settled(self, gone: Sequence[Claimed]) -> None:
         """Raise the floor over what is gone; it ends below what is left."""
-        floor, read, ended = self._read
+        if self._unsettled is None:
+            return
+        (floor, read, ended), self._unsettled = self._unsettled, None
         if len(gone) < len(read):
             ids = {row.id for row in gone}
             ended |= {row.slot: row.id - 1 for row in reversed(read) if row.id not in ids}
-        floor.settle(ended)
+        floor.rise(ended)
 
     def _floor_of(self, view: View) -> Floor:
         """Return the floor of a view; one that is seen first begins where a wider view stands."""

@@ -105,7 +105,7 @@ class FloorModel(RuleBasedStateMachine):
                 ended[slot] = min([max(ids), *(number - 1 for number in returned.intersection(ids))])
         self.server.running.remove(own)
         self.server.committed.add(own)
-        floor.settle(ended)
+        floor.rise(ended)
 
     @invariant()
     def no_row_that_is_visible_now_lies_hidden(self):
@@ -165,14 +165,14 @@ def test_slots_that_were_not_read_to_their_end_do_not_rise():
 def test_what_was_read_and_is_gone_raises_the_floor():
     floor = learned(Floor(), 5)
     floor.learn(Snapshot(11, frozenset()), 11, 8, SLOTS, {0: 3})
-    floor.settle({0: 4})
+    floor.rise({0: 4})
     assert floor.slots == {0: 4, 1: 5}
 
 
 def test_what_was_read_above_the_candidate_does_not_raise_the_floor_over_it():
     floor = learned(Floor(), 5)
     floor.learn(Snapshot(11, frozenset()), 11, 8, SLOTS, {0: 3})
-    floor.settle({0: 7})
+    floor.rise({0: 7})
     assert floor.slots == {0: 5, 1: 5}
 
 
@@ -180,7 +180,7 @@ def test_what_was_read_before_the_candidate_counts_raises_nothing():
     floor = learned(learned(Floor(), 5), 8)
     floor.learn(Snapshot(12, frozenset({11})), 13, 9, SLOTS, {0: 7})
     floor.learn(Snapshot(12, frozenset({11})), 14, 9, SLOTS, {0: 7})
-    floor.settle({0: 9})
+    floor.rise({0: 9})
     assert floor.slots == {0: 6, 1: 8}
 
 
