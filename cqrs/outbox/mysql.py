@@ -128,7 +128,8 @@ class SlotRows:
         if len(free) > 1:
             await connection.rollback()
             free = await self._lock(connection, random.sample(free, (len(free) + 1) // 2))
-        return free or Nothing.BUSY
+        # A slot whose row somebody deleted has nobody at work, and waits for housekeeping to write it again.
+        return free or (Nothing.BUSY if await self._are_there(connection, working) else Nothing.IDLE)
 
     async def _look(self, connection: AsyncConnection, view: View) -> Sequence[int]:
         """Return the slots that have work.
@@ -156,8 +157,14 @@ class SlotRows:
         return dict(found.all())
 
     async def _lock(self, connection: AsyncConnection, slots: Sequence[int]) -> list[int]:
-        statement = _LOCK.format(**self._names, slots=",".join(map(str, slots)))
+        statement = f"{self._rows_of(slots)} FOR UPDATE SKIP LOCKED"
         return list((await connection.exec_driver_sql(statement)).scalars())
+
+    async def _are_there(self, connection: AsyncConnection, slots: Sequence[int]) -> bool:
+        return (await connection.exec_driver_sql(self._rows_of(slots))).first() is not None
+
+    def _rows_of(self, slots: Sequence[int]) -> str:
+        return _SLOTS.format(**self._names, slots=",".join(map(str, slots)))
 
     async def read(
         self, connection: AsyncConnection, slots: Sequence[int], view: View, limit: int
@@ -201,13 +208,10 @@ class SlotRows:
 
 
 _FIRST = """
-(SELECT o.slot, o.id FROM {outbox} o
-WHERE o.slot = :slot AND o.id > :start AND {shown} AND EXISTS (SELECT 1 FROM {slot} s WHERE s.slot = :slot)
-ORDER BY o.id LIMIT 1)
+(SELECT o.slot, o.id FROM {outbox} o WHERE o.slot = :slot AND o.id > :start AND {shown} ORDER BY o.id LIMIT 1)
 """
-"""A slot whose row somebody deleted cannot be locked, and has no work until housekeeping has written it again."""
 
-_LOCK = "SELECT slot FROM {slot} WHERE slot IN ({slots}) FOR UPDATE SKIP LOCKED"
+_SLOTS = "SELECT slot FROM {slot} WHERE slot IN ({slots})"
 
 _PARKED = """
 SELECT DISTINCT p.destination, p.topic, p.message_key FROM {parked} p
