@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from cqrs.checks import NO_DATABASE, Found, Wishes, check, is_number
+from cqrs.checks import NO_DATABASE, Blueprint, Found, Wishes, check, is_number
 from cqrs.codec import BROKER
 from cqrs.context import Context, transaction_of
 from cqrs.errors import ConfigurationError, Problem
@@ -103,19 +103,24 @@ def bootstrap(
         inbox_retention,
         dead_retention,
     )
-    return _compose(wishes, _with_bound(found, binders), container, middlewares)
+    return compose(Blueprint(wishes, _with_bound(found, binders), container, tuple(middlewares)))
 
 
-def _compose(wishes: Wishes, found: Found, container: Any, middlewares: Sequence[Middleware]) -> Mediator:
-    problems = found.problems
+def compose(blueprint: Blueprint) -> Mediator:
+    """Return the application of a blueprint: that of `bootstrap`, or another one's with parts exchanged.
+
+    Raises one `ConfigurationError` that lists everything that is wrong with the wiring.
+    """
+    wishes, found = blueprint.wishes, blueprint.found
+    problems = list(found.problems)
     problems.extend(
         Problem(
             f"middlewares={middleware!r} cannot be called", "Pass `async def middleware(message, context, call_next)`."
         )
-        for middleware in cast("Sequence[Any]", middlewares)
+        for middleware in cast("Sequence[Any]", blueprint.middlewares)
         if not callable(middleware)
     )
-    resolver = _resolver(container, problems)
+    resolver = _resolver(blueprint.container, problems)
     from_context: dict[type, Callable[[Context], Any]] = {
         Context: lambda context: context,
         Mediator: lambda context: context.app,
@@ -137,8 +142,9 @@ def _compose(wishes: Wishes, found: Found, container: Any, middlewares: Sequence
         wishes.name,
         plans,
         [registry.publications for registry in (*found.registries, default_registry)],
-        middlewares=middlewares,
+        middlewares=blueprint.middlewares,
         resources=resources,
+        blueprint=blueprint,
     )
     if connected is not None:
         app.storage = _storage(app, wishes, connected, publisher)

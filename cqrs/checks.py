@@ -12,7 +12,7 @@ from cqrs.codec import HANDLER_LIMIT
 from cqrs.errors import Problem
 from cqrs.messages import Command, Query, Request
 from cqrs.plan import Plan, check_publication
-from cqrs.registry import HandlerRecord, Publication, Registry, default_registry, source_of
+from cqrs.registry import HandlerRecord, Middleware, Publication, Registry, default_registry, source_of
 from cqrs.retry import OnDead, Policies, Retry
 
 if TYPE_CHECKING:
@@ -72,6 +72,16 @@ class Found:
         """Every declared publication that an event of this application may have."""
         registries = [default_registry, *reversed(self.registries)]
         return {event: found for registry in registries for event, found in registry.publications.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What an application is made of, kept so that tools can show it and tests can make it again with other parts."""
+
+    wishes: Wishes
+    found: Found
+    container: Any
+    middlewares: Sequence[Middleware]
 
 
 def check(wishes: Wishes, found: Found, plans: Mapping[type, Plan], problems: list[Problem]) -> None:

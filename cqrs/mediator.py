@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncSession
 
+    from cqrs.checks import Blueprint
     from cqrs.context import Call, Unit
     from cqrs.messages import Command, Query, Reply
     from cqrs.outbox import Outbox
@@ -81,8 +82,10 @@ class Mediator:
         *,
         middlewares: Sequence[Middleware] = (),
         resources: Sequence[Any] = (),
+        blueprint: Blueprint | None = None,
     ) -> None:
         self.name = name
+        self.blueprint = blueprint
         self.plans = dict(plans)
         self.storage: Storage | None = None
         self._publications = publications
