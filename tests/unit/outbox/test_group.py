@@ -1,3 +1,4 @@
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -113,18 +114,25 @@ def test_a_group_that_is_no_number_of_messages_is_refused(registry: cqrs.Registr
 async def test_the_messages_of_a_group_share_a_transaction(registry: cqrs.Registry, database: str):
     app = Scene(registry, database).app
     [handler] = [handler for plan in app.plans.values() for handler in plan.handlers if handler.name == "note"]
+    plan = app.plan_of(Counted)
     await run_sql(database, "create table noted (id integer primary key, number integer)")
     async with app:
-        with pytest.raises(ValueError, match="never mind"):
-            async with app.group() as group:
-                await app.deliver(handler, app.plan_of(Counted), Counted(number=1), trace("m1"), group)
-                raise ValueError("never mind")
+        with pytest.raises(ZeroDivisionError):
+            await fail_after(
+                app.group(), lambda group: app.deliver(handler, plan, Counted(number=1), trace("m1"), group)
+            )
         assert not await storage_of(app).has_taken(handler, "m1")
         async with app.group() as group:
-            await app.deliver(handler, app.plan_of(Counted), Counted(number=1), trace("m1"), group)
-            await app.deliver(handler, app.plan_of(Counted), Counted(number=2), trace("m2"), group)
-            await app.deliver(handler, app.plan_of(Counted), Counted(number=1), trace("m1"), group)
+            await app.deliver(handler, plan, Counted(number=1), trace("m1"), group)
+            await app.deliver(handler, plan, Counted(number=2), trace("m2"), group)
+            await app.deliver(handler, plan, Counted(number=1), trace("m1"), group)
     assert await run_sql(database, "select number from noted order by number") == [1, 2]
+
+
+async def fail_after(group: Any, deliver: Callable[[Any], Awaitable[None]]) -> None:
+    async with group as entered:
+        await deliver(entered)
+        raise ZeroDivisionError
 
 
 def trace(message_id: str) -> Any:
