@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -23,6 +25,7 @@ from cqrs.signature import Handler, Injector, Resolver
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+    from cqrs.consuming import Consumer
     from cqrs.outbox.database import Database
     from cqrs.outbox.publisher import Publisher
     from cqrs.outbox.storage import Storage
@@ -249,9 +252,13 @@ def _publisher(wishes: Wishes, problems: list[Problem]) -> Publisher | None:
 
 def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publisher | None) -> Storage:
     from cqrs.brokers.local import Local
+    from cqrs.consuming import Consumer
+    from cqrs.outbox.admission import Admission
     from cqrs.outbox.relay import Pace
     from cqrs.outbox.storage import Keeping, Storage
     from cqrs.outbox.store import Store
+    from cqrs.outbox.verdicts import Judge
+    from cqrs.reading import Reader
 
     store = Store(
         database.dialect,
@@ -264,7 +271,7 @@ def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publi
         logged=wishes.carrier == "log",
     )
     pace = Pace(lease=wishes.lease, grace=wishes.grace, **database.dialect.pace)
-    deliveries = _deliveries(app.plans, publishes=wishes.publishes)
+    deliveries = _deliveries(app.plans)
     handlers = {name: handler for (name, _), (handler, _) in deliveries.items()}
     local = Local(
         app,
@@ -273,6 +280,7 @@ def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publi
         stopping=lambda: storage.relay.stopping,
         patience=pace.deadline if database.dialect.locks else None,
     )
+    end, skipping = _ending(handlers, wishes), _skipping(handlers, wishes)
     publishers: dict[str, Publisher] = dict.fromkeys(handlers, local)
     if publisher is not None:
         publishers[BROKER] = publisher
@@ -282,15 +290,54 @@ def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publi
         store,
         publishers=publishers,
         handlers=list(handlers),
-        end=_ending(handlers, wishes),
-        skipping=_skipping(handlers, wishes),
+        end=end,
+        skipping=skipping,
         publishes=wishes.publishes,
         relays=wishes.relay,
         pace=pace,
         keeping=Keeping(inbox=wishes.inbox_retention, dead=wishes.dead_retention),
         listen_url=wishes.listen_url,
     )
+
+    def make_consumer() -> Consumer:
+        receiving = Local(
+            app,
+            deliveries,
+            taken=store.inbox.taken,
+            stopping=lambda: consumer.stopping,
+            patience=pace.deadline,
+            lead=0.5,
+        )
+        consumer = Consumer(
+            Reader(_consumed(app.plans)),
+            receiving.publish,
+            Admission(store, skipping),
+            Judge(end),
+            slot_of=store.slot_of,
+            parked=storage.relay.look,
+        )
+        return consumer
+
+    if publisher is not None:
+        app.make_consumer = make_consumer
+        app.consume = partial(_consume, app, publisher, wishes)
     return storage
+
+
+def _consume(app: Mediator, publisher: Publisher, wishes: Wishes) -> AbstractAsyncContextManager[Consumer]:
+    from cqrs.integrations.faststream import consumption
+
+    assert app.make_consumer is not None  # noqa: S101 - where there is a publisher
+    return consumption(publisher, app.make_consumer(), name=wishes.name, grace=wishes.grace)
+
+
+def _consumed(plans: Mapping[type, Plan]) -> dict[str, dict[str, Plan]]:
+    """Return the plans of the published events that are handled here, by their topic and name."""
+    found: dict[str, dict[str, Plan]] = {}
+    for plan in plans.values():
+        if plan.kind is Kind.EVENT and plan.topic and plan.handlers:
+            found.setdefault(plan.topic, {})[plan.name] = plan
+    return found
 
 
 def _skipping(handlers: Mapping[str, Handler], wishes: Wishes) -> list[str]:
@@ -299,14 +346,14 @@ def _skipping(handlers: Mapping[str, Handler], wishes: Wishes) -> list[str]:
     return [*skipping, BROKER] if wishes.on_dead == "skip" else skipping
 
 
-def _deliveries(plans: Mapping[type, Plan], *, publishes: bool) -> dict[tuple[str, str], tuple[Handler, Plan]]:
+def _deliveries(plans: Mapping[type, Plan]) -> dict[tuple[str, str], tuple[Handler, Plan]]:
     """Return the handlers that rows may wait for, by their name and the event's."""
     return {
         (handler.name, plan.name): (handler, plan)
         for plan in plans.values()
         if plan.kind is Kind.EVENT
         for handler in plan.handlers
-        if handler.durable or (plan.publishable and not publishes)
+        if handler.durable or plan.publishable
     }
 
 

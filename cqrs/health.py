@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cqrs.errors import CqrsError
 
 if TYPE_CHECKING:
+    from cqrs.consuming import Consumer
     from cqrs.mediator import Mediator
     from cqrs.outbox.storage import Storage
 
@@ -46,7 +47,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What was found, by name: `database`, `schema`, `broker` and `lag`; nothing without a database."""
+    """What was found, by name: `database`, `schema`, `broker`, `lag` and, where it does, `consuming`."""
 
     checks: Mapping[str, Check]
 
@@ -80,6 +81,8 @@ async def examine(app: Mediator, *, timeout: float = TIMEOUT, max_lag: float | N
     """
     storage: Any = app.storage  # the port says nothing of how it is
     looks = {} if storage is None else _of_storage(storage, max_lag)
+    if app.consumer is not None:
+        looks["consuming"] = _of_consumer(app.consumer)
     try:
         found = await asyncio.gather(*(_checked(name, look, timeout) for name, look in looks.items()))
     finally:
@@ -111,6 +114,13 @@ def _forget(task: asyncio.Future[Any]) -> None:
     """Hear of the error of a task that nobody waits for any more."""
     if not task.cancelled():
         task.exception()
+
+
+def _of_consumer(consumer: Consumer) -> Look:
+    async def consuming() -> tuple[State, str]:
+        return (State.OK, "at work") if consumer.fault is None else (State.FAILED, consumer.fault)
+
+    return consuming
 
 
 def _of_storage(storage: Storage, max_lag: float | None) -> dict[str, Look]:

@@ -5,13 +5,14 @@ It has never heard of SQL: what is saved goes to the `Unit` of the root context.
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, overload
 
 from cqrs.context import Context, Trace
-from cqrs.errors import MisuseError, NotHandled
+from cqrs.errors import MisuseError, NotHandled, NotOpen
 from cqrs.events import Event
 from cqrs.execution import abandon, around, attempt, end, join, settle
 from cqrs.plan import Plan, event_plan
@@ -19,16 +20,21 @@ from cqrs.registry import Kind, Middleware, Publication
 from cqrs.running import Unopened, close_context, current_task, innermost, open_context, running, running_here
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from cqrs.checks import Blueprint
+    from cqrs.consuming import Consumer
     from cqrs.context import Call, Unit
     from cqrs.messages import Command, Query, Reply
     from cqrs.outbox import Outbox
+    from cqrs.outbox.group import Group
     from cqrs.signature import Handler
+
+
+Consume = Callable[[], AbstractAsyncContextManager["Consumer"]]
 
 
 class Storage(Protocol):
@@ -53,6 +59,10 @@ class Storage(Protocol):
 
     def deliver_to(self, handler: Handler, message_id: str) -> Unit:
         """Return a unit in which this handler's inbox row says that it has taken this message."""
+        ...
+
+    def group(self) -> Group:
+        """Return one transaction for several deliveries, to be entered."""
         ...
 
     async def __aenter__(self) -> Self:
@@ -88,6 +98,11 @@ class Mediator:
         self.blueprint = blueprint
         self.plans = dict(plans)
         self.storage: Storage | None = None
+        self.consumer: Consumer | None = None
+        """What consumes, while `consuming()` is entered."""
+        self.make_consumer: Callable[[], Consumer] | None = None
+        self.consume: Consume | None = None
+        """How messages come from the broker; None without one."""
         self._publications = publications
         self._middlewares = middlewares
         self._resources = resources
@@ -201,6 +216,28 @@ class Mediator:
         if self.storage is not None:
             await self.storage.drain(timeout)
 
+    @asynccontextmanager
+    async def consuming(self) -> AsyncGenerator[None]:
+        """Consume the published events that this application handles, inside `async with app`.
+
+        A message is acknowledged once each of its handlers has committed, or has it parked in the database. A broker
+        out of reach is tried again. Without a broker there is nothing to consume: the relay delivers. Leaving waits
+        within the grace period for what is at work. Raises `NotOpen` outside `async with app`.
+        """
+        if self._opened is None:
+            raise NotOpen(self.name)
+        if self.consumer is not None:
+            raise MisuseError(f"Application '{self.name}' consumes already. Enter `consuming()` once a process.")
+        if self.consume is None:
+            yield
+            return
+        async with self.consume() as consumer:
+            self.consumer = consumer
+            try:
+                yield
+            finally:
+                self.consumer = None
+
     def plan_of(self, message: type) -> Plan:
         """Return the plan of a message type; for an event that nobody here handles an empty one."""
         plan = self.plans.get(message)
@@ -213,16 +250,23 @@ class Mediator:
         """Open the unit of work of a root context."""
         return self._storage().begin(context)
 
-    async def deliver(self, handler: Handler, plan: Plan, message: Any, trace: Trace) -> None:
-        """Hand a message to one handler in a transaction of its own, once for its message id.
+    def group(self) -> Group:
+        """Return one transaction for several deliveries, to be entered."""
+        return self._storage().group()
+
+    async def deliver(
+        self, handler: Handler, plan: Plan, message: Any, trace: Trace, group: Group | None = None
+    ) -> None:
+        """Hand a message to one handler in a transaction of its own or in that of a group, once for its message id.
 
         A message that the handler has taken before is left alone. Raises what the handler raises, after rolling back.
         """
         units: list[Unit] = []
 
         async def take(message: Any, context: Context) -> Any:
-            if self.storage is not None:
-                context.unit = self.storage.deliver_to(handler, trace.message_id)
+            units_of = group or self.storage
+            if units_of is not None:
+                context.unit = units_of.deliver_to(handler, trace.message_id)
                 units.append(context.unit)
             return await attempt(handler.call, message, context)
 

@@ -48,6 +48,13 @@ class Plan:
         return notification_name(self.message) if self.notification else self.message.__name__
 
     @property
+    def topic(self) -> str | None:
+        """Where events of this type are published, as far as the class says; None of a local event."""
+        if self.publication is not None:
+            return self.publication.topic
+        return (self.message.model_fields["topic"].default or None) if self.notification else None  # type: ignore[attr-defined]
+
+    @property
     def publishable(self) -> bool:
         """Whether events of this type can be published."""
         return self.publication is not None or self.notification

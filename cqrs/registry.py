@@ -47,6 +47,7 @@ class EventOptions(HandlerOptions, total=False):
     retry: Retry | Policies
     on_dead: OnDead
     timeout: float
+    group: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,9 @@ class Registry:
         event, it runs in the background in a transaction of its own, retried by `retry` and given at most `timeout`
         seconds; `on_dead` says whether a dead letter holds back its key (`"block"`) or not (`"skip"`).
         `concurrent=True` lets local handlers run side by side; they may not touch the session.
+
+        `group=50` delivers up to so many messages in one transaction, each still once in its effects in the database.
+        When one of a group fails, all are rolled back and delivered one by one, so effects elsewhere may repeat.
         """
         return self._write_down(Kind.EVENT, target, options)
 

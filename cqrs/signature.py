@@ -32,6 +32,10 @@ KNOWN_OPTIONS: dict[Kind, frozenset[str]] = {
 }
 
 
+GROUP_LIMIT = 1000
+"""How many messages one transaction may deliver at most."""
+
+
 class Resolver(Protocol):
     """Finds what a container provides; asked once a parameter, at bootstrap."""
 
@@ -70,6 +74,8 @@ class Handler:
     timeout: float | None = None
     reply: Any = Any
     """The type of what it returns, as its message promises or its annotation says."""
+    group: int = 1
+    """How many messages one transaction may deliver."""
 
 
 def read(
@@ -141,6 +147,7 @@ class _Reading:
             on_dead=options.get("on_dead"),
             timeout=options.get("timeout"),
             reply=reply,
+            group=options.get("group", 1),
         )
 
     def _problem(self, what: str, cure: str) -> None:
@@ -162,6 +169,11 @@ class _Reading:
         if unknown:
             known = ", ".join(sorted(KNOWN_OPTIONS[self.record.kind]))
             self._problem(f"{MAKERS[self.record.kind]} has no option {', '.join(unknown)}", f"There are: {known}.")
+        group: Any = self.record.options.get("group", 1)
+        if not isinstance(group, int) or isinstance(group, bool) or not 1 <= group <= GROUP_LIMIT:
+            what = f"group={group!r} is no number of messages from 1 to {GROUP_LIMIT}"
+            self._problem(what, "Write group=50, or leave it out for a transaction a message.")
+            return False
         return not unknown
 
     def _hints(self, function: Any) -> dict[str, Any] | None:

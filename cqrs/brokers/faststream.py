@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def check(broker: Any, problems: list[Problem], options: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Add why this broker cannot be published through without loss."""
-    kind = _kind(broker)
+    kind = kind_of(broker)
     if kind not in _WAYS:
         what = f"{type(broker).__module__}.{type(broker).__qualname__} is no FastStream broker that can publish"
         problems.append(Problem(what, f"Pass a broker of faststream.{', faststream.'.join(_WAYS)}, or a URL."))
@@ -61,9 +61,10 @@ class FastStreamBroker:
         check(broker, problems, options)
         if problems:
             raise ConfigurationError(problems)
-        self._broker = broker
+        self.broker = broker
+        """The FastStream broker that this publishes through."""
         self._name = type(broker).__qualname__
-        self._kind = _kind(broker)
+        self._kind = kind_of(broker)
         self._slots = slots
         self._timeout = timeout
         self._lanes = lanes
@@ -77,14 +78,14 @@ class FastStreamBroker:
     async def open(self) -> None:
         """Connect. A broker out of reach is reported and tried again at the first publish."""
         self._closed = False
-        self._ours = not self._broker.running
+        self._ours = not self.broker.running
         if self._direct is not None:
             if not self._is_under_test():
                 await self._direct.open()
             return
         try:
             async with asyncio.timeout(self._timeout):
-                await self._broker.connect()
+                await self.broker.connect()
         except Exception as error:  # noqa: BLE001 - each client has errors of its own; publishing tells
             log.warning("%s is out of reach, and is tried again: %s", self._name, text_of(error))
 
@@ -97,8 +98,8 @@ class FastStreamBroker:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 await self._idle.wait()
-                if self._ours and not self._broker.running:
-                    await self._broker.stop()
+                if self._ours and not self.broker.running:
+                    await self.broker.stop()
 
     async def ping(self) -> None:
         """Raise `PublishError`, with the reason, where the broker does not answer."""
@@ -150,8 +151,8 @@ class FastStreamBroker:
         except DecodingError as error:
             return refused(f"{name_of(envelope)} cannot be sent: {error}", error, final=True)
         try:
-            await self._broker.connect()
-            await self._broker.publish(envelope.payload, **how, **self._options)
+            await self.broker.connect()
+            await self.broker.publish(envelope.payload, **how, **self._options)
         except Exception as error:  # noqa: BLE001 - each client has errors of its own
             text = f"{self._name} did not take {name_of(envelope)}: {text_of(error)}"
             if await self._answers():
@@ -162,12 +163,12 @@ class FastStreamBroker:
     async def _answers(self) -> bool:
         """Whether the broker is there, and so refused this message."""
         try:
-            return bool(await self._broker.ping(timeout=self._timeout / 4))
+            return bool(await self.broker.ping(timeout=self._timeout / 4))
         except Exception:  # noqa: BLE001 - each client has errors of its own
             return False
 
     def _is_under_test(self) -> bool:
-        return type(self._broker.config.producer).__module__.endswith(".testing")
+        return type(self.broker.config.producer).__module__.endswith(".testing")
 
 
 def _kafka(broker: Any, slots: int, timeout: float) -> Pingable:
@@ -222,7 +223,7 @@ def _to_stream(envelope: Envelope, slots: int) -> dict[str, Any]:
     return {"stream": envelope.topic, "headers": keyed_headers(envelope)}
 
 
-def _kind(broker: Any) -> str:
+def kind_of(broker: Any) -> str:
     """Return which of FastStream's packages a broker is of, `kafka` for one of `faststream.kafka.broker`."""
     for ancestor in type(broker).__mro__:
         package, _, rest = ancestor.__module__.partition(".")

@@ -175,6 +175,13 @@ class Kafka:
         self._idle = Idle()
         self._closed = False
 
+    def faststream_broker(self, **options: Any) -> Any:
+        """Return a FastStream broker that consumes from the same cluster; nothing is connected yet."""
+        from faststream.kafka import KafkaBroker
+
+        settings = {name: self._options[name] for name in ("bootstrap_servers", "client_id", "retry_backoff_ms")}
+        return KafkaBroker(**settings, security=_security(self._options), consumer_only=True, **options)
+
     async def open(self) -> None:
         """Connect. A cluster out of reach is reported and tried again at the first publish."""
         self._closed = False
@@ -398,3 +405,18 @@ def unavailable(topic: str, error: BaseException) -> Unavailable:
         text = "Kafka does not let this application write idempotently. Allow its user IDEMPOTENT_WRITE on the cluster."
         return Unavailable(caused(text, error), everything=True)
     return Unavailable(caused(f"Kafka took nothing of topic '{topic}': {text_of(error)}", error))
+
+
+def _security(options: dict[str, Any]) -> Any:
+    """Return how to log in, as FastStream has it."""
+    from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
+
+    makers = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
+    secure: dict[str, Any] = {
+        "ssl_context": options.get("ssl_context"),
+        "use_ssl": "SSL" in options.get("security_protocol", ""),
+    }
+    mechanism = options.get("sasl_mechanism")
+    if options.get("sasl_plain_username") is None or mechanism not in makers:
+        return BaseSecurity(**secure)
+    return makers[mechanism](options["sasl_plain_username"], options["sasl_plain_password"], **secure)

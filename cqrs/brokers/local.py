@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from cqrs.codec import Envelope
 from cqrs.context import Trace
 from cqrs.errors import DecodingError
+from cqrs.outbox.group import is_transient
 from cqrs.outbox.publisher import Failed, Fate, Outcome
 
 if TYPE_CHECKING:
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 TIMEOUT = 60.0
 """Seconds that a handler without a `timeout` of its own may take."""
 
+SHARES = 4
+"""Into how many shares the keys of a handler that takes groups are spread: as many transactions side by side."""
+FAILURES = 2
+"""After how many failures the groups of a lane become half as large."""
+
 Taken = Callable[[Sequence[Envelope]], Awaitable[set[tuple[str, str]]]]
 
 
@@ -30,6 +37,7 @@ class Local:
 
     `patience` is for how many seconds rows of the outbox may be worked on, where they are held by locks: then what has
     not begun is not sent, and a first attempt that is still at work is overdue. A retry has its handler's own timeout.
+    `lead` is the share of it in which deliveries begin: what takes no longer than the rest is never overdue.
     """
 
     def __init__(
@@ -41,6 +49,7 @@ class Local:
         stopping: Callable[[], bool],
         lanes: int = 16,
         patience: float | None = None,
+        lead: float = 1.0,
     ) -> None:
         self._app = app
         self._deliveries = deliveries
@@ -48,6 +57,7 @@ class Local:
         self._stopping = stopping
         self._lanes = lanes
         self._patience = patience
+        self._lead = lead
 
     async def open(self) -> None:
         """Need nothing: handlers are in this process."""
@@ -59,30 +69,69 @@ class Local:
         """Deliver to handlers; what the inbox holds already counts as delivered."""
         taken = await self._taken(envelopes)
         outcomes: list[Outcome] = [Fate.NOT_SENT] * len(envelopes)
-        lanes: dict[tuple[str, str, str], list[int]] = {}
+        lanes: dict[tuple[str, ...], list[int]] = {}
         for index, envelope in enumerate(envelopes):
             if (envelope.destination, envelope.message_id) in taken:
                 outcomes[index] = Fate.DELIVERED
             else:
-                lanes.setdefault(envelope.lane, []).append(index)
+                lanes.setdefault(self._lane_of(envelope), []).append(index)
+        parked = any(envelope.parked for envelope in envelopes)
+        patience = inf if self._patience is None or parked else self._patience
+        now = monotonic()
+        work = _Work(self, envelopes, outcomes, now + patience * self._lead, now + patience)
         waiting = deque(lanes.values())
 
-        parked = any(envelope.parked for envelope in envelopes)
-        end = inf if self._patience is None or parked else monotonic() + self._patience
-
-        async def work() -> None:
-            while waiting and not self._stopping() and monotonic() < end:
-                for index in waiting.popleft():
-                    outcomes[index] = await self._deliver(envelopes[index], end)
-                    if outcomes[index] is not Fate.DELIVERED or self._stopping() or monotonic() >= end:
-                        break
+        async def drain() -> None:
+            while waiting and work.may_begin():
+                await work.go(waiting.popleft())
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(min(self._lanes, len(waiting))):
-                tasks.create_task(work())
+                tasks.create_task(drain())
         return outcomes
 
-    async def _deliver(self, envelope: Envelope, end: float) -> Outcome:
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing new is to be begun."""
+        return self._stopping()
+
+    def group_of(self, envelope: Envelope) -> int:
+        """Return how many messages of its handler one transaction may deliver."""
+        found = self._deliveries.get((envelope.destination, envelope.type))
+        return found[0].group if found is not None and not envelope.parked else 1
+
+    def _lane_of(self, envelope: Envelope) -> tuple[str, ...]:
+        """Return what is worked on in a row: a key's, or of a handler that takes groups, a share of all keys."""
+        if self.group_of(envelope) == 1:
+            return envelope.lane
+        _, topic, key = envelope.lane
+        return envelope.destination, str(crc32(f"{topic}\0{key}".encode()) % SHARES)
+
+    async def deliver_together(self, envelopes: Sequence[Envelope], end: float) -> bool:
+        """Deliver in one transaction; returns whether it was committed, after a second try where that may help."""
+        for again in (True, False):
+            try:
+                await self._deliver_group(envelopes, end)
+            except asyncio.CancelledError:
+                if _is_being_cancelled():
+                    raise
+                return False
+            except Exception as error:  # noqa: BLE001 - each is delivered by itself afterwards, and tells then
+                if again and is_transient(error):
+                    continue
+                return False
+            return True
+        return False
+
+    async def _deliver_group(self, envelopes: Sequence[Envelope], end: float) -> None:
+        read = [self._read(envelope) for envelope in envelopes]
+        handler = read[0][0]
+        async with asyncio.timeout(min(handler.timeout or TIMEOUT, end - monotonic())), self._app.group() as group:
+            for handler, plan, message, trace in read:
+                await self._app.deliver(handler, plan, message, trace, group)
+
+    async def deliver(self, envelope: Envelope, end: float) -> Outcome:
+        """Deliver one message in a transaction of its own."""
         if (envelope.destination, envelope.type) not in self._deliveries:
             # Not final: during a rolling deploy another process may know what this one does not.
             return Failed(DecodingError(f"{envelope.destination} does not handle events named '{envelope.type}'."))
@@ -108,6 +157,56 @@ class Local:
         handler, plan = self._deliveries[envelope.destination, envelope.type]
         assert plan.codec is not None  # noqa: S101 - every event that can be saved has one
         return handler, plan, plan.codec.decode(envelope.payload), _trace(envelope)
+
+
+class _Work:
+    """What becomes of one batch: each lane in order, up to its first failure."""
+
+    def __init__(
+        self, local: Local, envelopes: Sequence[Envelope], outcomes: list[Outcome], last: float, end: float
+    ) -> None:
+        self._local = local
+        self._envelopes = envelopes
+        self._outcomes = outcomes
+        self._last = last
+        self._end = end
+        self._stuck: set[tuple[str, str, str]] = set()
+
+    def may_begin(self) -> bool:
+        """Whether another delivery may begin."""
+        return not self._local.stopping and monotonic() < self._last
+
+    async def go(self, indexes: Sequence[int]) -> None:
+        """Deliver a lane in groups where its handler takes them, and one by one after a group has failed."""
+        left, failures = list(indexes), 0
+        size = self._local.group_of(self._envelopes[indexes[0]])
+        while left and self.may_begin():
+            group, left = left[:size], left[size:]
+            if len(group) > 1 and await self._together(group):
+                continue
+            failures += len(group) > 1
+            if failures == FAILURES:
+                size, failures = max(1, size // 2), 0
+            await self._singly(group)
+            left = [index for index in left if self._envelopes[index].lane not in self._stuck]
+
+    async def _together(self, group: Sequence[int]) -> bool:
+        if not await self._local.deliver_together([self._envelopes[index] for index in group], self._end):
+            return False
+        for index in group:
+            self._outcomes[index] = Fate.DELIVERED
+        return True
+
+    async def _singly(self, group: Sequence[int]) -> None:
+        for index in group:
+            envelope = self._envelopes[index]
+            if envelope.lane in self._stuck:
+                continue
+            if not self.may_begin():
+                return
+            self._outcomes[index] = await self._local.deliver(envelope, self._end)
+            if self._outcomes[index] is not Fate.DELIVERED:
+                self._stuck.add(envelope.lane)
 
 
 def _is_being_cancelled() -> bool:

@@ -99,6 +99,14 @@ class RabbitMQ:
         self._closed = False
         self._idle = Idle()
 
+    def faststream_broker(self, **options: Any) -> Any:
+        """Return a FastStream broker that consumes from the same broker; nothing is connected yet."""
+        from faststream.rabbit import RabbitBroker
+        from faststream.security import BaseSecurity
+
+        security = BaseSecurity(ssl_context=self._ssl_context, use_ssl=self._url.scheme == "amqps")
+        return RabbitBroker(str(self._url), security=security, **options)
+
     async def open(self) -> None:
         """Connect. A broker out of reach is reported and tried again at the first publish."""
         self._closed = False

@@ -57,8 +57,7 @@ def lifespan(app: Mediator, *, consume: bool = False, inner: Lifespan | None = N
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(app)
             if consume:
-                consumer: Any = app
-                await stack.enter_async_context(consumer.consuming())
+                await stack.enter_async_context(app.consuming())
             api.state.mediator = app
             yield await stack.enter_async_context(inner(api)) if inner is not None else None
 

@@ -6,4 +6,4 @@ from cqrs.outbox.desk import DeadLetter, Outbox
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Pingable, Publisher, Unavailable
 from cqrs.outbox.rows import Counts
 
-__all__ = ["Counts", "DeadLetter", "Failed", "Fate", "Outbox", "Outcome", "Publisher", "Unavailable"]
+__all__ = ["Counts", "DeadLetter", "Failed", "Fate", "Outbox", "Outcome", "Pingable", "Publisher", "Unavailable"]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -19,6 +20,7 @@ from cqrs.errors import DatabaseUnreachable, DrainTimeout, NotOpen, SchemaError
 from cqrs.outbox.carrier import Carrier
 from cqrs.outbox.database import shown
 from cqrs.outbox.desk import Outbox
+from cqrs.outbox.group import Group, Saved
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import DEAD
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
@@ -27,6 +29,8 @@ from cqrs.schema import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from cqrs.codec import Envelope
     from cqrs.context import Context
@@ -110,6 +114,15 @@ class Storage:
         """Return a unit in which this handler's inbox row says that it has taken this message."""
         return self._unit(Transaction, self._writing, takes=(handler.name, message_id))
 
+    def group(self) -> Group:
+        """Return one transaction for several deliveries, to be entered."""
+
+        def make(connection: AsyncConnection, takes: tuple[str, str], saved: Saved) -> Transaction:
+            session = partial(self._writing, bind=connection, join_transaction_mode="rollback_only")
+            return self._unit(Transaction, session, takes=takes, saved=saved)
+
+        return Group(self.store.writers, make, self._saved)
+
     async def has_taken(self, handler: Handler, message_id: str) -> bool:
         """Whether the inbox says that this handler has taken this message."""
         return await self.store.inbox.has_taken(handler.name, message_id)
@@ -119,11 +132,16 @@ class Storage:
         return self._unit(Adopted, lambda: session)
 
     def _unit(
-        self, kind: type[Work], sessions: Callable[[], AsyncSession], takes: tuple[str, str] | None = None
+        self,
+        kind: type[Work],
+        sessions: Callable[[], AsyncSession],
+        takes: tuple[str, str] | None = None,
+        saved: Saved | None = None,
     ) -> Work:
         if not self.is_open:
             raise NotOpen(self._name)
-        return kind(sessions, self.store, source=self._name, publishes=self._publishes, saved=self._saved, takes=takes)
+        told = saved or self._saved
+        return kind(sessions, self.store, source=self._name, publishes=self._publishes, saved=told, takes=takes)
 
     def _saved(self, envelopes: Sequence[Envelope]) -> None:
         """Remember what this process emitted, for `drain`, and wake the relay."""

@@ -233,13 +233,13 @@ class Store:
     def _insert(self, connection: Connection, envelopes: Sequence[Envelope]) -> None:
         if self._adding is None or self._adding.ahead != self.ahead:
             self._adding = Adding(self)
-        rows = [self._adding.parameters(self._values(envelope)) for envelope in envelopes]
+        rows = [self._adding.parameters(self.values(envelope)) for envelope in envelopes]
         connection.exec_driver_sql(self._adding.statement, rows if len(rows) > 1 else rows[0])
 
     def _pass_through(self, connection: Connection, envelopes: Sequence[Envelope]) -> None:
         table = self.tables.outbox
         added = insert(table).returning(table.c.slot, table.c.id, sort_by_parameter_order=True)
-        values = [{"created_at": _emitted(envelope), **self._values(envelope)} for envelope in envelopes]
+        values = [{"created_at": _emitted(envelope), **self.values(envelope)} for envelope in envelopes]
         rows = connection.execute(added, values).all()
         slots, ids = sorted({row[0] for row in rows}), [row[1] for row in rows]
         these = (
@@ -248,7 +248,8 @@ class Store:
         )
         connection.execute(delete(table).where(*these))
 
-    def _values(self, envelope: Envelope) -> dict[str, Any]:
+    def values(self, envelope: Envelope) -> dict[str, Any]:
+        """Return the columns that outbox and parked rows share, but for `created_at`."""
         return {
             "event_id": envelope.message_id,
             "destination": envelope.destination,

@@ -123,7 +123,7 @@ class Transaction:
             raise
         if self._session is not None or self._envelopes:
             session, self._ending = self.session, True
-            await _shielded(self._finish(session))
+            await shielded(self._finish(session))
 
     async def rollback(self) -> None:
         """Undo everything and close the session."""
@@ -131,7 +131,7 @@ class Transaction:
         self._envelopes.clear()
         if self._session is not None:
             session, self._session = self._session, None
-            await _shielded(session.close())
+            await shielded(session.close())
 
     async def _prepare(self) -> None:
         """Do what may wait, and be cancelled: flush, begin, take the message, come after other writers of the keys."""
@@ -283,7 +283,7 @@ def _has_changes(session: AsyncSession) -> bool:
     return bool(session.new or session.dirty or session.deleted)
 
 
-async def _shielded(ending: Any) -> None:
+async def shielded(ending: Any) -> None:
     """Finish a COMMIT or ROLLBACK although the task is cancelled meanwhile; the cancellation goes on afterwards."""
     task = asyncio.ensure_future(ending)
     try:

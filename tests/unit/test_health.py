@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -153,6 +154,18 @@ async def test_the_lag_is_that_of_the_oldest_event_that_waits(registry: cqrs.Reg
     assert found.checks["lag"].state is State.FAILED
     assert found.checks["lag"].reason.startswith("the oldest saved event has waited for 100.")
     assert told.checks["lag"].state is State.OK
+
+
+async def test_a_consumer_that_is_at_work_is_well_and_one_that_cannot_says_why(app: cqrs.Mediator):
+    @dataclass
+    class Consumer:
+        fault: str | None
+
+    async with app:
+        app.consumer = Consumer(None)  # type: ignore[assignment]  # all that is asked of it
+        assert (await examine(app)).checks["consuming"].state is State.OK
+        app.consumer = Consumer("the database is away")  # type: ignore[assignment]
+        assert (await examine(app)).checks["consuming"].reason == "the database is away"
 
 
 def test_an_application_that_nobody_has_opened_is_not_ready():

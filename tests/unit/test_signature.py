@@ -416,7 +416,7 @@ def test_an_unknown_option_of_an_event_handler_is_refused(registry: cqrs.Registr
     assert problems(registry=registry) == [
         (
             f"{path(handler)}: @cqrs.event_handler has no option durabel ({place(handler)}). "
-            "There are: concurrent, durable, middlewares, name, on_dead, retry, timeout."
+            "There are: concurrent, durable, group, middlewares, name, on_dead, retry, timeout."
         )
     ]
 

@@ -24,7 +24,7 @@ class FakeApplication:
         self.already: set[tuple[str, str]] = set()
         self.stopping = False
         deliveries: Any = {
-            ("handler", "Happened"): (SimpleNamespace(timeout=timeout), SimpleNamespace(codec=Codec(Happened)))
+            ("handler", "Happened"): (SimpleNamespace(group=1, timeout=timeout), SimpleNamespace(codec=Codec(Happened)))
         }
         application: Any = self
         self.publisher = Local(application, deliveries, taken=self.taken, stopping=lambda: self.stopping)

@@ -1,0 +1,174 @@
+"""Consuming: received messages go to their handlers in order per key, and are done once they are delivered or parked.
+
+It knows neither brokers nor SQL: who receives, who delivers and who parks are given to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+from cqrs.outbox.publisher import Failed, Fate, Outcome
+from cqrs.outbox.rows import Claimed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cqrs.codec import Envelope
+    from cqrs.errors import DecodingError
+    from cqrs.outbox.rows import Verdict
+    from cqrs.outbox.verdicts import Judge
+    from cqrs.reading import Reader, Received
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 120.0
+"""Seconds that a batch may take. What has not begun by then is parked: brokers give up on who is silent for longer."""
+LONGEST_PAUSE = 5.0
+
+Deliver = Callable[["Sequence[Envelope]"], Awaitable["Sequence[Outcome]"]]
+
+
+class Parking(Protocol):
+    """Where messages wait that cannot be delivered now."""
+
+    async def look(self, rows: Sequence[Claimed]) -> tuple[list[Claimed], list[Claimed]]:
+        """Return the rows that may be delivered, and those that have to wait. What is parked already is in neither."""
+        ...
+
+    async def park(self, failed: Sequence[Verdict], held: Sequence[Claimed]) -> list[Claimed]:
+        """Park what failed, and what is held back behind it; return what nothing holds back any more."""
+        ...
+
+
+class Consumer:
+    """Takes batches of received messages to their end.
+
+    Each handler of a message succeeds, fails and is parked on its own. While the database is away nothing ends, and
+    the batch is tried again until it is back.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        deliver: Deliver,
+        parking: Parking,
+        judge: Judge,
+        *,
+        slot_of: Callable[[Envelope], int],
+        parked: Callable[[], None],
+        patience: float = PATIENCE,
+    ) -> None:
+        self.reader = reader
+        self.fault: str | None = None
+        """Why nothing is consumed at the moment, if so."""
+        self._deliver = deliver
+        self._parking = parking
+        self._judge = judge
+        self._slot_of = slot_of
+        self._parked = parked
+        self._patience = patience
+        self._stopped = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._working = 0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing new is to be begun."""
+        return self._stopped.is_set()
+
+    async def take(self, received: Sequence[Received]) -> bool:
+        """Deliver or park; returns whether every message has ended. If not, it was stopped: the broker sends again."""
+        faults: dict[int, DecodingError] = {}
+        rows: list[Claimed] = []
+        for message in received:
+            for arrival in self.reader.read(message):
+                rows.append(Claimed(len(rows), self._slot_of(arrival.envelope), arrival.envelope))
+                if arrival.fault is not None:
+                    faults[rows[-1].id] = arrival.fault
+        self._working += 1
+        self._idle.clear()
+        try:
+            return await self._end(rows, faults)
+        finally:
+            self._working -= 1
+            if not self._working:
+                self._idle.set()
+
+    async def stop(self, grace: float) -> None:
+        """Begin nothing more, and wait so many seconds at most until what is at work has ended."""
+        self._stopped.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+
+    def resume(self) -> None:
+        """Begin again."""
+        self._stopped.clear()
+
+    async def _end(self, rows: list[Claimed], faults: dict[int, DecodingError]) -> bool:
+        late, pause = monotonic() + self._patience, 0.1
+        while rows and not self.stopping:
+            try:
+                rows = await self._advance(rows, faults, late=monotonic() >= late)
+            except Exception as error:  # noqa: BLE001 - the database is away: each driver has errors of its own
+                self._tell_fault(error)
+                await self._wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self._tell_recovery()
+        return not rows
+
+    async def _advance(self, rows: Sequence[Claimed], faults: dict[int, DecodingError], *, late: bool) -> list[Claimed]:
+        """Deliver what may be delivered, and park what failed or has to wait; returns what is left."""
+        free, held = await self._parking.look(rows)
+        outcomes = [Fate.OVERDUE] * len(free) if late else await self._outcomes(free, faults)
+        judged = [self._judge.judge(row, outcome) for row, outcome in zip(free, outcomes, strict=True)]
+        failed = [verdict for verdict in judged if verdict is not None]
+        back = await self._parking.park(failed, held) if failed or held else []
+        if failed:
+            self._judge.tell(failed)
+        if failed or held:
+            self._parked()
+        again = {row.id for row, outcome in zip(free, outcomes, strict=True) if outcome is Fate.NOT_SENT}
+        again.update(row.id for row in back)
+        return [row for row in rows if row.id in again]
+
+    async def _outcomes(self, rows: Sequence[Claimed], faults: dict[int, DecodingError]) -> list[Outcome]:
+        """Deliver, up to the first failure of each lane; what cannot be read is such a failure."""
+        outcomes: list[Outcome] = [Fate.NOT_SENT] * len(rows)
+        begun, stuck = set(), set()
+        sent: list[int] = []
+        for place, row in enumerate(rows):
+            lane = row.envelope.lane
+            if row.id in faults and lane not in begun:
+                outcomes[place] = Failed(faults[row.id], final=True)
+            elif row.id not in faults and lane not in stuck:
+                sent.append(place)
+            if row.id in faults:
+                stuck.add(lane)
+            begun.add(lane)
+        told = await self._deliver([rows[place].envelope for place in sent]) if sent else ()
+        for place, outcome in zip(sent, told, strict=True):
+            outcomes[place] = outcome
+        return outcomes
+
+    async def _wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
+
+    def _tell_fault(self, error: BaseException) -> None:
+        if self.fault is None:
+            log.warning("Nothing is consumed, as the database does not answer; it is tried again: %s", error)
+        self.fault = f"the database does not answer: {error}"
+
+    def _tell_recovery(self) -> None:
+        if self.fault is not None:
+            log.warning("Consuming goes on.")
+        self.fault = None

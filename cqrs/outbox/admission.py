@@ -1,0 +1,113 @@
+"""What a consumer writes into the table of parked rows: what failed, and what has to wait behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, null, select
+
+from cqrs.outbox.parked import chunks
+from cqrs.outbox.rows import DEAD, WAITING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from cqrs.outbox.rows import Claimed, Lane, Verdict
+    from cqrs.outbox.store import Store
+
+Place = tuple[str, str]
+"""A destination and a topic: what the index over parked rows begins with."""
+
+
+class Admission:
+    """Keeps a handler's messages of a key in order while one of them is parked. `skipping` is as in `View`."""
+
+    def __init__(self, store: Store, skipping: Collection[str]) -> None:
+        self._store = store
+        self._table = store.tables.parked
+        self._skipping = skipping
+
+    async def look(self, rows: Sequence[Claimed]) -> tuple[list[Claimed], list[Claimed]]:
+        """Return the rows that may be delivered, and those that have to wait. What is parked already is in neither."""
+        async with self._store.readers.connect() as connection:
+            parked, known = await self._parked_among(connection, rows)
+        new = [row for row in rows if _identity(row) not in known]
+        return [row for row in new if row.lane not in parked], [row for row in new if row.lane in parked]
+
+    async def park(self, failed: Sequence[Verdict], held: Sequence[Claimed]) -> list[Claimed]:
+        """Park what failed, and what is held back behind it; return what nothing holds back any more.
+
+        The slots are held meanwhile: a row that relays are about to end would leave what follows it without an end.
+        """
+        rows = [*(verdict.row for verdict in failed), *held]
+        async with self._store.short.begin() as connection:
+            await self._store.dialect.hold(connection, self._store, sorted({row.slot for row in rows}))
+            parked, known = await self._parked_among(connection, rows)
+            for verdict in failed:
+                if _identity(verdict.row) not in known:
+                    await self._insert(connection, [verdict.row], self._ending(verdict, parked))
+                    if verdict.row.lane[2] is not None and (verdict.wait is not None or verdict.blocks):
+                        parked.add(verdict.row.lane)
+            behind = [row for row in held if row.lane in parked and _identity(row) not in known]
+            if behind:
+                await self._insert(connection, behind, _held_back())
+        return [row for row in held if row.lane not in parked]
+
+    def _ending(self, verdict: Verdict, parked: Collection[Lane]) -> dict[str, Any]:
+        first = verdict.row.lane not in parked
+        return {
+            "state": DEAD if verdict.wait is None else WAITING,
+            "attempts": verdict.attempts,
+            "next_attempt_at": self._store.now(verdict.wait) if first and verdict.wait is not None else null(),
+            "error": verdict.error,
+        }
+
+    async def _insert(self, connection: AsyncConnection, rows: Sequence[Claimed], ending: Mapping[str, Any]) -> None:
+        values = {"source_id": null(), "created_at": self._store.now(), **ending}
+        await connection.execute(insert(self._table).values(values), [self._store.values(row.envelope) for row in rows])
+
+    async def _parked_among(
+        self, connection: AsyncConnection, rows: Iterable[Claimed]
+    ) -> tuple[set[Lane], set[tuple[str, str]]]:
+        """Return the lanes of these rows that are parked, and the (destination, id) of rows that stand there."""
+        table = self._table
+        lanes: set[Lane] = set()
+        known: set[tuple[str, str]] = set()
+        for (destination, topic), here in _by_place(rows).items():
+            place = (table.c.destination == destination, table.c.topic == topic)
+            if await connection.scalar(select(table.c.seq).where(*place).limit(1)) is None:
+                continue
+            keys = sorted({row.lane[2] for row in here if row.lane[2] is not None})
+            for some in chunks(keys):
+                held = (*place, table.c.message_key.in_(some), self._store.parked.parks(table, self._skipping))
+                found = await connection.scalars(select(table.c.message_key).where(*held).distinct())
+                lanes.update((destination, topic, key) for key in found)
+            for part in chunks(here):
+                wanted = (table.c.event_id.in_([row.envelope.message_id for row in part]), _keys(table, part))
+                ids = await connection.scalars(select(table.c.event_id).where(*place, *wanted))
+                known.update((destination, event_id) for event_id in ids)
+        return lanes, known
+
+
+def _held_back() -> dict[str, Any]:
+    return {"state": WAITING, "attempts": 0, "next_attempt_at": null(), "error": null()}
+
+
+def _identity(row: Claimed) -> tuple[str, str]:
+    return row.envelope.destination, row.envelope.message_id
+
+
+def _by_place(rows: Iterable[Claimed]) -> dict[Place, list[Claimed]]:
+    found: dict[Place, list[Claimed]] = {}
+    for row in rows:
+        found.setdefault(row.lane[:2], []).append(row)
+    return found
+
+
+def _keys(table: Any, rows: Sequence[Claimed]) -> Any:
+    """Return the condition by which the index is used: rows of these keys, or without one."""
+    keys = {row.lane[2] for row in rows}
+    named = table.c.message_key.in_(sorted(key for key in keys if key is not None))
+    return named | table.c.message_key.is_(None) if None in keys else named

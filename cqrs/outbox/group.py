@@ -1,0 +1,84 @@
+"""Several deliveries in one transaction: what a handler with `group=` opts into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Self
+
+from sqlalchemy.exc import DBAPIError
+
+from cqrs.codec import Envelope
+from cqrs.outbox.transaction import Transaction, shielded
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
+
+    from cqrs.signature import Handler
+
+TRANSIENT = frozenset({"40001", "40P01", "1205", "1213"})
+"""A serialisation failure or a deadlock, by SQLSTATE or by MySQL's number: the same again may pass."""
+
+Saved = Callable[[Sequence[Envelope]], None]
+"""Is told of rows that were committed."""
+
+
+class Group:
+    """One connection and one transaction; each delivery has a session of its own over them, and its inbox row.
+
+    Leaving it commits, and what was emitted is saved with that, in the order of the deliveries; an exception rolls
+    all of them back.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        make: Callable[[AsyncConnection, tuple[str, str], Saved], Transaction],
+        saved: Saved,
+    ) -> None:
+        self._engine = engine
+        self._make = make
+        self._saved = saved
+        self._envelopes: list[Envelope] = []
+        self._connection: AsyncConnection
+        self._transaction: AsyncTransaction
+
+    async def __aenter__(self) -> Self:
+        """Begin."""
+        self._connection = await self._engine.connect()
+        try:
+            self._transaction = await self._connection.begin()
+        except BaseException:
+            await shielded(self._connection.close())
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Commit, or roll back after an exception; neither is cut short by a cancellation."""
+        await shielded(self._end(commit=kind is None))
+
+    def deliver_to(self, handler: Handler, message_id: str) -> Transaction:
+        """Return a unit whose effects, and whose inbox row, are part of this transaction."""
+        return self._make(self._connection, (handler.name, message_id), self._envelopes.extend)
+
+    async def _end(self, *, commit: bool) -> None:
+        try:
+            if commit:
+                await self._transaction.commit()
+        finally:
+            await self._connection.close()
+        if commit and self._envelopes:
+            self._saved(self._envelopes)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the database ended this transaction for the sake of another one."""
+    if not isinstance(error, DBAPIError):
+        return False
+    original = error.orig
+    codes = {getattr(original, name, None) for name in ("sqlstate", "pgcode")}
+    arguments = getattr(original, "args", ())
+    return bool(TRANSIENT & {*(str(code) for code in codes), *(str(argument) for argument in arguments[:1])})
