@@ -118,7 +118,9 @@ def _forget(task: asyncio.Future[Any]) -> None:
 
 def _of_consumer(consumer: Consumer) -> Look:
     async def consuming() -> tuple[State, str]:
-        return (State.OK, "at work") if consumer.fault is None else (State.FAILED, consumer.fault)
+        if consumer.fault is None:
+            return State.OK, "at work"
+        return State.FAILED, consumer.fault.partition(":")[0]  # what follows may show a statement's parameters
 
     return consuming
 

@@ -164,7 +164,7 @@ async def test_a_consumer_that_is_at_work_is_well_and_one_that_cannot_says_why(a
     async with app:
         app.consumer = Consumer(None)  # type: ignore[assignment]  # all that is asked of it
         assert (await examine(app)).checks["consuming"].state is State.OK
-        app.consumer = Consumer("the database is away")  # type: ignore[assignment]
+        app.consumer = Consumer("the database is away: [parameters: secret]")  # type: ignore[assignment]
         assert (await examine(app)).checks["consuming"].reason == "the database is away"
 
 
