@@ -72,6 +72,8 @@ class Handler:
     retry: Policies | None = None
     on_dead: OnDead | None = None
     timeout: float | None = None
+    reply: Any = Any
+    """The type of what it returns, as its message promises or its annotation says."""
     group: int = 1
     """How many messages one transaction may deliver."""
 
@@ -125,10 +127,11 @@ class _Reading:
         self._check_reply(messages, hints)
         usable = self._is_coroutine_function(function) and self._options_are_known()
         call = self._call(parameters[1:], hints)
-        handler = self._handler(call) if usable and call is not None else None
+        reply = next((found for found in map(_reply_type, messages) if found is not Any), hints.get("return", Any))
+        handler = self._handler(call, reply) if usable and call is not None else None
         return [(message, handler) for message in messages]
 
-    def _handler(self, call: Call) -> Handler:
+    def _handler(self, call: Call, reply: Any) -> Handler:
         options = self.record.options
         for middleware in reversed(options.get("middlewares", ())):
             call = partial(middleware, call_next=call)
@@ -143,6 +146,7 @@ class _Reading:
             retry=None if retry is None else policies(retry),
             on_dead=options.get("on_dead"),
             timeout=options.get("timeout"),
+            reply=reply,
             group=options.get("group", 1),
         )
 
