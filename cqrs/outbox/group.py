@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Self
 from sqlalchemy.exc import DBAPIError
 
 from cqrs.codec import Envelope
-from cqrs.outbox.transaction import Transaction, shielded
+from cqrs.outbox.transaction import AlreadyTaken, Transaction, shielded
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
+    from cqrs.outbox.store import Store
     from cqrs.signature import Handler
 
 TRANSIENT = frozenset({"40001", "40P01", "1205", "1213"})
@@ -25,19 +26,23 @@ Saved = Callable[[Sequence[Envelope]], None]
 
 
 class Group:
-    """One connection and one transaction; each delivery has a session of its own over them, and its inbox row.
+    """One connection and one transaction; each delivery has a session of its own over them.
 
-    Leaving it commits, and what was emitted is saved with that, in the order of the deliveries; an exception rolls
-    all of them back.
+    Their inbox rows are its first statement: `AlreadyTaken` is raised where one of them is there. Leaving it commits,
+    and what was emitted is saved with that, in the order of the deliveries; an exception rolls all of them back.
     """
 
     def __init__(
         self,
-        engine: AsyncEngine,
-        make: Callable[[AsyncConnection, tuple[str, str], Saved], Transaction],
+        store: Store,
+        handler: Handler,
+        message_ids: Sequence[str],
+        make: Callable[[AsyncConnection, Saved], Transaction],
         saved: Saved,
     ) -> None:
-        self._engine = engine
+        self._store = store
+        self._handler = handler
+        self._message_ids = message_ids
         self._make = make
         self._saved = saved
         self._envelopes: list[Envelope] = []
@@ -45,14 +50,19 @@ class Group:
         self._transaction: AsyncTransaction
 
     async def __aenter__(self) -> Self:
-        """Begin."""
-        self._connection = await self._engine.connect()
+        """Begin, and take the messages."""
+        self._connection = await self._store.writers.connect()
         try:
             self._transaction = await self._connection.begin()
+            await self._take()
         except BaseException:
             await shielded(self._connection.close())
             raise
         return self
+
+    async def _take(self) -> None:
+        if not await self._store.inbox.take_all(self._connection, self._handler.name, self._message_ids):
+            raise AlreadyTaken
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -60,9 +70,9 @@ class Group:
         """Commit, or roll back after an exception; neither is cut short by a cancellation."""
         await shielded(self._end(commit=kind is None))
 
-    def deliver_to(self, handler: Handler, message_id: str) -> Transaction:
-        """Return a unit whose effects, and whose inbox row, are part of this transaction."""
-        return self._make(self._connection, (handler.name, message_id), self._envelopes.extend)
+    def unit(self) -> Transaction:
+        """Return a unit whose effects are part of this transaction."""
+        return self._make(self._connection, self._envelopes.extend)
 
     async def _end(self, *, commit: bool) -> None:
         try:
