@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 from sqlalchemy.exc import DBAPIError
 
 from cqrs.codec import Envelope
+from cqrs.errors import TransactionMisuse
 from cqrs.outbox.transaction import AlreadyTaken, Transaction, shielded
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Group:
         store: Store,
         handler: Handler,
         message_ids: Sequence[str],
-        make: Callable[[AsyncConnection, Saved], Transaction],
+        make: Callable[[AsyncConnection, Saved], Member],
         saved: Saved,
     ) -> None:
         self._store = store
@@ -70,7 +71,7 @@ class Group:
         """Commit, or roll back after an exception; neither is cut short by a cancellation."""
         await shielded(self._end(commit=kind is None))
 
-    def unit(self) -> Transaction:
+    def unit(self) -> Member:
         """Return a unit whose effects are part of this transaction."""
         return self._make(self._connection, self._envelopes.extend)
 
@@ -82,6 +83,28 @@ class Group:
             await self._connection.close()
         if commit and self._envelopes:
             self._saved(self._envelopes)
+
+
+class Member(Transaction):
+    """The unit of one delivery of a group: its session is closed at its end, and the group commits."""
+
+    async def commit(self) -> None:
+        """Flush and insert what was emitted; a failure of either is this message's."""
+        if self._spoiled is not None:
+            raise TransactionMisuse(self._spoiled)
+        await self._prepare()
+        if self._envelopes:
+            await self.session.run_sync(self._insert)
+            self._saved(self._envelopes)
+        await self.rollback()
+
+    async def rollback(self) -> None:
+        """Close the session, which leaves the transaction to the group."""
+        self._ending = True
+        self._envelopes = []
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.sync_session.close()
 
 
 def is_transient(error: BaseException) -> bool:
