@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 from uuid_utils.compat import uuid7
 
 from cqrs.errors import OutsideHandler, QueryViolation
+from cqrs.origin import origin
 from cqrs.registry import Kind
 
 if TYPE_CHECKING:
@@ -92,9 +93,12 @@ class Trace:
 
 
 def new_trace() -> Trace:
-    """Return the trace of a message that nothing here caused; it begins a correlation of its own."""
+    """Return the trace of a message that nothing here caused: of the story that a request named, or of a new one."""
     message_id = str(uuid7())
-    return Trace(message_id, message_id)
+    found = origin.get()
+    if found is None:
+        return Trace(message_id, message_id)
+    return Trace(message_id, found.correlation_id or message_id, None, found.headers)
 
 
 class Context:
@@ -129,7 +133,7 @@ class Context:
 
     @property
     def correlation_id(self) -> str:
-        """The id of the message that began the story; equal in everything that it caused."""
+        """The id of the story: that of the message which began it, or what a request named; equal in all it caused."""
         return trace_of(self).correlation_id
 
     @property
@@ -139,7 +143,7 @@ class Context:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers that the message came with; empty for one that was sent in this process."""
+        """The headers that the message came with; of one that was sent in this process those of its trace, if any."""
         return trace_of(self).headers
 
     @property

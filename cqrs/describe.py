@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from cqrs.registry import HandlerRecord, Kind, source_of
 from cqrs.scan import script_name
-from cqrs.signature import name_of, path_of, promised_reply, show
+from cqrs.signature import name_of, path_of, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -125,7 +125,7 @@ def describe(app: Mediator) -> Application:
     blueprint = blueprint_of(app)
     wishes = blueprint.wishes
     plans = plans_of(app)
-    emitting = {plan.message: _wire_name(plan) for plan in plans if plan.kind is Kind.EVENT}
+    emitting = {plan.message: plan.message.__qualname__ for plan in plans if plan.kind is Kind.EVENT}
     describing = _Describing(blueprint, emitting)
     return Application(
         name=app.name,
@@ -178,7 +178,7 @@ class _Describing:
             type=path_of(plan.message),
             kind=plan.kind,
             where=source_of(plan.message),
-            reply=None if plan.kind is Kind.EVENT else show(promised_reply(plan.message)),
+            reply=None if plan.kind is Kind.EVENT else show(plan.handlers[0].reply),
             route=route,
             consumed=consumed,
             handlers=tuple(self._handler(handler, plan) for handler in plan.handlers),
@@ -216,7 +216,7 @@ class _Describing:
     def _need(self, need: Dependency) -> Need:
         source = need.source.get
         if need.source.of_context:
-            provider = "the running command's context"
+            provider = "what is running"
         else:
             provider = self._providers.get(id(source)) or f"{_code(source).name} ({_code(source).where})"
         return Need(parameter=need.name, type=show(need.wanted), provider=provider)
@@ -234,15 +234,11 @@ def _names_in(function: Any) -> Sequence[str]:
     return getattr(getattr(function, "__code__", None), "co_names", ())
 
 
-def _wire_name(plan: Plan) -> str:
-    return plan.message.__qualname__
-
-
 def _why(record: HandlerRecord, plan: Plan, modules: Sequence[str]) -> str:
     if record.message is not None:
         return f"it was bound to {plan.message.__qualname__} by a mapper"
     scanned = f" in {record.module}, which was scanned" if record.module in modules else ""
-    return f"its first parameter is a {plan.message.__qualname__}, and it is decorated as {record.kind} handler{scanned}"
+    return f"its first parameter is {plan.message.__qualname__}, and it is decorated as {record.kind} handler{scanned}"
 
 
 def _transaction(handler: signature.Handler, plan: Plan, *, background: bool) -> str:
@@ -285,8 +281,7 @@ def _named_providers(container: Any) -> dict[int, str]:
         from cqrs.integrations.dependency_injector import walk
 
         return {
-            id(provider): f"{type(container).__qualname__.removeprefix('Dynamic') or 'container'}.{name}, "
-            f"a {type(provider).__name__}"
+            id(provider): f"'{name}' of the container, a {type(provider).__name__}"
             for name, provider in walk(container)
         }
     return {}

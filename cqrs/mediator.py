@@ -128,6 +128,11 @@ class Mediator:
         if opened is not None:
             await opened.__aexit__(kind, error, traceback)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it was opened and has not been closed."""
+        return self._opened is not None
+
     @overload
     async def send(self, message: Command[Reply] | Query[Reply]) -> Reply: ...
     @overload

@@ -1,6 +1,6 @@
 """What runs in each task: contexts opened and closed, and the transaction kept to the task that runs it.
 
-The only module that knows of tasks and context variables.
+The only module that knows of tasks.
 """
 
 from __future__ import annotations

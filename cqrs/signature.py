@@ -74,6 +74,8 @@ class Handler:
     timeout: float | None = None
     needs: tuple[Dependency, ...] = ()
     """What it is given beside the message, and where that comes from."""
+    reply: Any = Any
+    """The type of what it returns, as its message promises or its annotation says."""
     group: int = 1
     """How many messages one transaction may deliver."""
 
@@ -128,10 +130,11 @@ class _Reading:
         self._check_reply(messages, hints)
         usable = self._is_coroutine_function(function) and self._options_are_known()
         call = self._call(parameters[1:], hints)
-        handler = self._handler(call) if usable and call is not None else None
+        reply = next((found for found in map(_reply_type, messages) if found is not Any), hints.get("return", Any))
+        handler = self._handler(call, reply) if usable and call is not None else None
         return [(message, handler) for message in messages]
 
-    def _handler(self, call: Call) -> Handler:
+    def _handler(self, call: Call, reply: Any) -> Handler:
         options = self.record.options
         for middleware in reversed(options.get("middlewares", ())):
             call = partial(middleware, call_next=call)
@@ -147,6 +150,7 @@ class _Reading:
             on_dead=options.get("on_dead"),
             timeout=options.get("timeout"),
             needs=self.needs,
+            reply=reply,
             group=options.get("group", 1),
         )
 
@@ -229,7 +233,7 @@ class _Reading:
         if "return" not in hints or self.record.kind is Kind.EVENT or not self._answers_once():
             return
         for message in messages:
-            promised = promised_reply(message)
+            promised = _reply_type(message)
             if promised is not Any and not _fits(_bare(hints["return"]), promised):
                 what = f"it returns {show(hints['return'])}, but {path_of(message)} promises {show(promised)}"
                 self._problem(what, "Make the two agree: callers see the type that the message promises.")
@@ -276,7 +280,7 @@ class _Reading:
             source = self._source(parameter, hints.get(parameter.name))
             if source is not None:
                 by_position = contiguous and parameter.kind in _POSITIONAL
-                found.append(Dependency(parameter.name, source, by_position, hints.get(parameter.name)))
+                found.append(Dependency(parameter.name, source, by_position, _bare(hints.get(parameter.name))))
             elif parameter.default is parameter.empty:
                 complete = False
             else:
@@ -350,7 +354,7 @@ def _base_argument(target: Any) -> Any:
     return None
 
 
-def promised_reply(message: type) -> Any:
+def _reply_type(message: type) -> Any:
     """Return the R of a `Command[R]` or `Query[R]`; Any where none was given."""
     for base in message.__mro__:
         generic = getattr(base, "__pydantic_generic_metadata__", None) or {}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cqrs.brokers.tally import Idle, Tally, caused, name_of, refused, text_of
 from cqrs.brokers.wire import keyed_headers, routing_key
 from cqrs.errors import ConfigurationError, DecodingError, Problem, PublishError
-from cqrs.outbox.publisher import Fate, Outcome, Publisher, Unavailable
+from cqrs.outbox.publisher import Fate, Outcome, Pingable, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,7 +70,7 @@ class FastStreamBroker:
         self._lanes = lanes
         self._options = options
         direct = _DIRECT.get(self._kind)
-        self._direct: Publisher | None = None if direct is None else direct(broker, slots, timeout)
+        self._direct: Pingable | None = None if direct is None else direct(broker, slots, timeout)
         self._ours = False
         self._idle = Idle()
         self._closed = False
@@ -100,6 +100,15 @@ class FastStreamBroker:
                 await self._idle.wait()
                 if self._ours and not self.broker.running:
                     await self.broker.stop()
+
+    async def ping(self) -> None:
+        """Raise `PublishError`, with the reason, where the broker does not answer."""
+        if self._is_under_test():
+            return
+        if self._direct is not None:
+            await self._direct.ping()
+        elif not await self._answers():
+            raise PublishError(f"{self._name} is out of reach. Check that it runs, and the address, user and password.")
 
     async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
         """Publish; see `Publisher`."""
@@ -162,7 +171,7 @@ class FastStreamBroker:
         return type(self.broker.config.producer).__module__.endswith(".testing")
 
 
-def _kafka(broker: Any, slots: int, timeout: float) -> Publisher:
+def _kafka(broker: Any, slots: int, timeout: float) -> Pingable:
     from cqrs.brokers.kafka import CONNECTION, Kafka
 
     del slots
@@ -178,7 +187,7 @@ def _kafka(broker: Any, slots: int, timeout: float) -> Publisher:
     )
 
 
-def _rabbitmq(broker: Any, slots: int, timeout: float) -> Publisher:
+def _rabbitmq(broker: Any, slots: int, timeout: float) -> Pingable:
     from cqrs.brokers.rabbitmq import RabbitMQ
 
     settings = broker._connection_kwargs  # noqa: SLF001 - FastStream has no other name for them
@@ -230,4 +239,4 @@ _WAYS: dict[str, Callable[[Envelope, int], dict[str, Any]]] = {
     "rabbit": _routed,
     "redis": _to_stream,
 }
-_DIRECT: dict[str, Callable[[Any, int, float], Publisher]] = {"kafka": _kafka, "rabbit": _rabbitmq}
+_DIRECT: dict[str, Callable[[Any, int, float], Pingable]] = {"kafka": _kafka, "rabbit": _rabbitmq}

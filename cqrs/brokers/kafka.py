@@ -206,6 +206,15 @@ class Kafka:
             task.cancel()
         await asyncio.gather(*self._ending, return_exceptions=True)
 
+    async def ping(self) -> None:
+        """Raise `PublishError`, with the reason, where the cluster does not answer."""
+        try:
+            producer = await self._started()
+        except LOST as error:
+            raise PublishError(self._silence(text_of(error))) from error
+        if not await producer.answers():
+            raise PublishError(self._silence("it does not tell what its topics are"))
+
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
         """Publish; see `Publisher`."""
         tally = Tally(envelopes)
@@ -337,14 +346,17 @@ class Kafka:
             async with asyncio.timeout(seconds):
                 await self._started()
         except (TimeoutError, *LOST) as error:
-            cure = "Check that it runs, and the address, user and password."
-            text = f"Kafka at {self._servers} is out of reach: {text_of(error)}. {cure}"
-            tally.give_up(sorted(tally.open), Unavailable(caused(text, error), everything=True))
+            silence = caused(self._silence(text_of(error)), error)
+            tally.give_up(sorted(tally.open), Unavailable(silence, everything=True))
             return
         for topic, indexes in tally.by_topic().items():
             cure = "See the broker's log; often fewer replicas are in sync than min.insync.replicas, or none leads."
             text = f"Kafka took no more of topic '{topic}' within {self._timeout:g} s. {cure}"
             tally.give_up(indexes, Unavailable(PublishError(text)))
+
+    def _silence(self, reason: str) -> str:
+        cure = "Check that it runs, and the address, user and password."
+        return f"Kafka at {self._servers} is out of reach: {reason}. {cure}"
 
     def _oversized(self, envelope: Envelope, size: int) -> Failed:
         text = (

@@ -129,6 +129,14 @@ class RabbitMQ:
             task.cancel()
         await asyncio.gather(*self._ending, return_exceptions=True)
 
+    async def ping(self) -> None:
+        """Raise `PublishError`, with the reason, where the broker does not answer."""
+        try:
+            channel = await (await self._connected()).channel()
+            await channel.close()
+        except LOST as error:
+            raise PublishError(self._silence(error)) from error
+
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
         """Publish; see `Publisher`."""
         tally = Tally(envelopes)
@@ -257,9 +265,7 @@ class RabbitMQ:
 
     def _unavailable(self, error: BaseException, topic: str = "") -> Unavailable:
         if self._is_disconnected():
-            cure = "Check that it runs, and the address, user, password and virtual host."
-            text = f"RabbitMQ at {self._place} is out of reach: {text_of(error)}. {cure}"
-            return Unavailable(caused(text, error), everything=True)
+            return Unavailable(caused(self._silence(error), error), everything=True)
         cure = "See the broker's log."
         if isinstance(error, ChannelNotFoundEntity):
             cure = "Declare a durable topic exchange of that name, or leave out declare=False."
@@ -268,6 +274,10 @@ class RabbitMQ:
         if isinstance(error, ChannelPreconditionFailed):
             cure = "It is there with other properties: make it a durable topic exchange, or pass declare=False."
         return Unavailable(caused(f"Exchange '{topic}' takes nothing: {text_of(error)}. {cure}", error))
+
+    def _silence(self, error: BaseException) -> str:
+        cure = "Check that it runs, and the address, user, password and virtual host."
+        return f"RabbitMQ at {self._place} is out of reach: {text_of(error)}. {cure}"
 
     def _has_learnt(self, reason: BaseException) -> bool:
         """Whether the broker closed the channel over a size, which is the limit from now on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cqrs.outbox.desk import DeadLetter, Outbox
-from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher, Unavailable
+from cqrs.outbox.publisher import Failed, Fate, Outcome, Pingable, Publisher, Unavailable
 from cqrs.outbox.rows import Counts
 
-__all__ = ["Counts", "DeadLetter", "Failed", "Fate", "Outbox", "Outcome", "Publisher", "Unavailable"]
+__all__ = ["Counts", "DeadLetter", "Failed", "Fate", "Outbox", "Outcome", "Pingable", "Publisher", "Unavailable"]

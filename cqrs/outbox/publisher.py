@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,4 +63,13 @@ class Publisher(Protocol):
         `Failed` is said of an envelope that was refused, `Unavailable` where its topic or the broker cannot be
         reached. It does not retry and raises nothing but cancellation: the relay decides what comes next.
         """
+        ...
+
+
+@runtime_checkable
+class Pingable(Publisher, Protocol):
+    """A publisher that can also say whether its broker is in reach; `/readyz` asks it."""
+
+    async def ping(self) -> None:
+        """Raise `PublishError`, with the reason, where the broker does not answer."""
         ...

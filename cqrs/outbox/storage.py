@@ -10,7 +10,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -82,6 +82,8 @@ class Storage:
         self.store = store
         self.relay = Relay(store, publishers, end=end, skipping=skipping, pace=pace)
         self.outbox = Outbox(store, self.relay.look, skipping)
+        self.broker = publishers.get(BROKER)
+        self.relays = relays
         self._name = name
         self._carrier = Carrier(store)
         self._database = database
@@ -90,12 +92,11 @@ class Storage:
         self._skipping = skipping
         self._publishes = publishes
         self._relays_to_broker = BROKER in publishers
-        self._relays = relays
         self._keeping = keeping
         self._listen_url = listen_url
         self._writing = _sessions(database, store.writers)
         self._reading = _sessions(database, store.readers)
-        self._open = False
+        self.is_open = False
         self._emitted: dict[str, None] = {}
         self._reported: set[str] = set()
         self._opened = AsyncExitStack()
@@ -137,7 +138,7 @@ class Storage:
         takes: tuple[str, str] | None = None,
         saved: Saved | None = None,
     ) -> Work:
-        if not self._open:
+        if not self.is_open:
             raise NotOpen(self._name)
         told = saved or self._saved
         return kind(sessions, self.store, source=self._name, publishes=self._publishes, saved=told, takes=takes)
@@ -160,25 +161,25 @@ class Storage:
                 stack.push_async_callback(self._database.readers.dispose)
                 stack.push_async_callback(self._database.writers.dispose)
             self.relay.prepare()
-            await self._connect()
+            await self.connect()
             await self._check_schema()
             await self._check_settings()
             await self._carrier.agree()
             stack.push_async_callback(self._carrier.leave)
             await self._report_unserved(0.0)
-            for publisher in self._publishers if self._relays else ():
+            for publisher in self._publishers if self.relays else ():
                 await publisher.open()
                 stack.push_async_callback(publisher.close)
             stack.push_async_callback(self.relay.stop)
-            if self._relays:
+            if self.relays:
                 self.relay.start()
-            heard = self.relay.wake if self._relays else None
+            heard = self.relay.wake if self.relays else None
             bell = self.store.dialect.bell(self.store, heard, self._listen_url)
             if bell is not None:
                 self._ring = (await stack.enter_async_context(bell)).ring
             keeper = asyncio.create_task(self._keep_house(), name="cqrs housekeeping")
             stack.push_async_callback(_end, keeper)
-            self._open = True
+            self.is_open = True
             stack.callback(self._close)
             self._opened = stack.pop_all()
         return self
@@ -188,13 +189,21 @@ class Storage:
         await self._opened.aclose()
 
     def _close(self) -> None:
-        self._open = False
+        self.is_open = False
 
-    async def _connect(self) -> None:
-        """Say in plain words why the database cannot be reached, if it cannot."""
+    async def disconnect(self) -> None:
+        """Close what a look without opening has left: connections to the database, and to the broker."""
+        if self._database.owned:
+            await self._database.readers.dispose()
+            await self._database.writers.dispose()
+        if self.broker is not None:
+            await self.broker.close()
+
+    async def connect(self) -> None:
+        """Raise `DatabaseUnreachable`, which says in plain words why, if the database cannot be reached."""
         try:
-            async with self.store.readers.connect():
-                return
+            async with self.store.readers.connect() as connection:
+                await connection.scalar(select(1))  # one that a pool has kept may be dead
         except (DBAPIError, OSError, TimeoutError) as error:
             raise DatabaseUnreachable(_shown(self._database), getattr(error, "orig", None) or error) from error
         except Exception as error:
@@ -213,10 +222,24 @@ class Storage:
                 async with self.store.dialect.migrating(connection):
                     await connection.run_sync(_migrate, database)
                 return
-        if number != VERSION:
-            raise SchemaError(_schema_advice(number, database))
-
+        self._accept(number)
         await self.store.dialect.check(self.store)
+
+    async def check_schema(self) -> None:
+        """Raise `SchemaError`, with the command to run, if the tables are not those that this version needs."""
+        database = self._database
+        await self.connect()
+        async with self.store.readers.connect() as connection:
+            self._accept(await connection.run_sync(migrations.recorded_number, database.prefix, database.schema))
+
+    async def lag(self) -> float:
+        """Return for how many seconds the oldest row has waited that relays would take now."""
+        await self.connect()
+        return await self.store.lag()
+
+    def _accept(self, number: int) -> None:
+        if number != VERSION:
+            raise SchemaError(_schema_advice(number, self._database))
 
     async def _check_settings(self) -> None:
         found = await self.store.record(self._wanted())

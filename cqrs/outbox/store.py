@@ -342,11 +342,21 @@ class Store:
             found += await self._others(connection, parked, destinations, age, parked.c.state != DEAD)
         return sorted(found.items())
 
-    def _front(self, slots: Sequence[int]) -> Any:
+    async def lag(self) -> float:
+        """Return for how many seconds the oldest row at the front of a slot has waited; 0 where none waits."""
+        lag = 0.0
+        async with self.readers.connect() as connection:
+            for first in range(0, self.slots, SLOTS_ASKED):
+                front = self._front(range(first, min(first + SLOTS_ASKED, self.slots)), 1)
+                oldest = select(self.dialect.seconds_until(func.min(front.c.created_at)))
+                lag = max(lag, self.ahead - float(await connection.scalar(oldest) or 0.0))
+        return lag
+
+    def _front(self, slots: Sequence[int], rows: int = FRONT) -> Any:
         table = self.tables.outbox
         columns = (table.c.destination, table.c.created_at)
         fronts = (
-            select(*columns).where(table.c.slot == slot).order_by(table.c.id).limit(FRONT).subquery() for slot in slots
+            select(*columns).where(table.c.slot == slot).order_by(table.c.id).limit(rows).subquery() for slot in slots
         )
         return union_all(*(select(front) for front in fronts)).subquery()
 
