@@ -172,8 +172,7 @@ def _subscribe_kafka(broker: Any, consumer: Consumer, name: str, grace: float) -
     )
 
     async def take(message: Annotated[Any, Context("message")]) -> None:
-        records = message.raw_message if isinstance(message.raw_message, tuple) else (message.raw_message,)
-        received = [_from_kafka(record) for record in records if record.value is not None]
+        received = [_from_kafka(record) for record in message.raw_message if record.value is not None]
         if await consumer.take(received):
             await _acknowledge(message)
 

@@ -9,6 +9,7 @@ from cqrs.codec import BROKER, Envelope
 from cqrs.errors import DecodingError
 from cqrs.outbox.rows import DEAD, Claimed, Counts, Probe, Verdict, View
 from cqrs.outbox.store import Claim, Lane, Nothing, Store
+from tests.contract.admission import AdmissionContract
 
 OpenStore = Callable[[int], Awaitable[Store]]
 
@@ -134,7 +135,7 @@ OTHER_LANES = [
 """Rows that are not of the lane of `letter(1)`."""
 
 
-class StoreContract:
+class StoreContract(AdmissionContract):
     """A subclass gives the fixture `open_store`: a coroutine function from a number of slots to a store of them.
 
     Stores of one test share one database; it is empty at first.

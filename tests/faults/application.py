@@ -63,8 +63,11 @@ class Setting:
         """Where handlers note what they are given, whether their transaction commits or not."""
         return Path(self.folder) / "journal"
 
+    consumes: bool = False
+    """Whether it is a consumer, for which RabbitMQ has the messages in another exchange, behind what refuses."""
+
     def topic(self, name: str) -> str:
-        return f"{self.run}.{name}"
+        return f"{self.run}.{name}.out" if self.consumes and self.broker.startswith("amqp") else f"{self.run}.{name}"
 
     def text(self) -> str:
         return to_json(asdict(self)).decode()
@@ -83,10 +86,6 @@ class Mark(pydantic.BaseModel):
     key: str
     number: int
     token: str
-
-
-class Marked(cqrs.NotificationEvent[Mark]):
-    """An event of a key."""
 
 
 class Write(cqrs.Command[None]):
@@ -126,11 +125,11 @@ EFFECT = sa.Table(
 )
 
 
-def make(setting: Setting, *, relay: bool, broker: cqrs.Publisher | None, migrate: bool = False) -> cqrs.Mediator:
+def make(setting: Setting, *, relay: bool, broker: cqrs.Publisher | str | None, migrate: bool = False) -> cqrs.Mediator:
     """Return the application in one of its roles."""
     return cqrs.bootstrap(
         registry=_registry(setting),
-        name="faults",
+        name=setting.run,
         database=setting.database,
         broker=broker,
         relay=relay,
@@ -143,6 +142,15 @@ def make(setting: Setting, *, relay: bool, broker: cqrs.Publisher | None, migrat
 
 def _registry(setting: Setting) -> cqrs.Registry:
     registry = cqrs.Registry()
+
+    class Wide(cqrs.NotificationEvent[Mark]):
+        topic: str = setting.topic(WIDE)
+        event_name: str = "Wide"
+
+    class Narrow(cqrs.NotificationEvent[Mark]):
+        topic: str = setting.topic(NARROW)
+        event_name: str = "Narrow"
+
     dialect = sa.make_url(setting.database).get_backend_name()
 
     @registry.command_handler
@@ -166,15 +174,14 @@ def _registry(setting: Setting) -> cqrs.Registry:
         await session.execute(
             HISTORY.insert().values(token=mark.token, name=mark.key, number=mark.number, at=time.time())
         )
-        topic = setting.topic(NARROW if mark.key.startswith("n") else WIDE)
-        context.emit(Marked(topic=topic, key=mark.key or None, payload=mark))
+        event = Narrow if mark.key.startswith("n") else Wide
+        context.emit(event(key=mark.key or None, payload=mark))
 
     @registry.event_handler(name="effects")
-    async def take_effect(event: Marked, session: AsyncSession) -> None:
+    async def take_effect(event: Wide | Narrow, session: AsyncSession) -> None:
         mark = event.payload
         _append(setting.journal, f"{mark.key} {mark.number} {mark.token}\n")
-        narrow = mark.key.startswith("n")
-        if not setting.broker and ((narrow and setting.refuses.exists()) or random.random() < 0.002):
+        if (mark.key.startswith("n") and setting.refuses.exists()) or random.random() < 0.002:
             raise Refused
         await session.execute(EFFECT.insert().values(name=mark.key, number=mark.number, token=mark.token))
 

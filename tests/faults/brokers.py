@@ -53,7 +53,7 @@ def broker_of(setting: Setting) -> Broker:
 
 def queue(setting: Setting, name: str) -> str:
     """Return the name of the application's queue of a topic."""
-    return f"faults.{setting.topic(name)}"
+    return f"{setting.run}.{setting.but(consumes=True).topic(name)}"
 
 
 def _mark(body: bytes) -> Mark:
@@ -138,12 +138,12 @@ class OnRabbitMQ:
             for name, topic in zip((WIDE, NARROW), self._names, strict=True):
                 own = queue(self._setting, name)
                 await channel.exchange_declare(topic, exchange_type="topic", durable=True)
-                await channel.exchange_declare(f"{topic}.out", exchange_type="fanout", durable=True)
+                await channel.exchange_declare(f"{topic}.out", exchange_type="topic", durable=True)
                 quorum = {"x-queue-type": "quorum"}
                 await channel.queue_declare(own, durable=True, arguments=quorum | {"x-single-active-consumer": True})
                 await channel.queue_declare(f"{topic}.log", durable=True, arguments=quorum)
                 for target in (own, f"{topic}.log"):
-                    await channel.queue_bind(target, f"{topic}.out")
+                    await channel.queue_bind(target, f"{topic}.out", "#")
                 await channel.exchange_bind(destination=f"{topic}.out", source=topic, routing_key="#")
             await channel.queue_declare(self._plug, durable=True, arguments=full)
 

@@ -32,6 +32,8 @@ class Findings:
     """Effects that did not happen."""
     repeated: int = 0
     """Effects that happened again."""
+    disordered: int = 0
+    """Effects that happened after one of a later event of their key."""
     violations: list[str] = field(default_factory=list)
 
 
@@ -41,12 +43,10 @@ def check(
     effects: Sequence[Mark],
     *,
     most_duplicates: int | None,
-    ordered_effects: bool = False,
 ) -> Findings:
     """Return what is wrong. `delivered` and `effects` are in order within a key, `committed` in any order.
 
-    Committed numbers of a key follow each other from 1 on. Duplicates are not looked at without a bound. Effects are
-    in order only where one place delivers a key at a time.
+    Committed numbers of a key follow each other from 1 on. Duplicates are not looked at without a bound.
     """
     known = {mark.token for mark in committed}
     first = firsts(delivered)
@@ -58,17 +58,17 @@ def check(
     missing = known - times.keys()
     repeated = [token for token, number in times.items() if number > 1]
     strange = times.keys() - known
+    disordered = inversions(firsts(effects))
     violations = [
         *_told("was lost", (mark for mark in committed if mark.token in lost)),
         *_told("was delivered and never committed", phantoms),
         *_told("overtook one before it", overtaken),
         *_told("took no effect", (mark for mark in committed if mark.token in missing)),
         *_told("took effect again", repeated),
+        *_told("took effect before one of its key that comes first", disordered),
         *_told("took effect and was never committed", strange),
         *_told("was committed, and a number of its key is missing", _gaps(committed)),
     ]
-    if ordered_effects:
-        violations += _told("took effect before one of its key that comes first", inversions(firsts(effects)))
     if most_duplicates is not None and duplicates > most_duplicates:
         violations.append(f"{duplicates} duplicates, where the faults explain at most {most_duplicates}")
     return Findings(
@@ -80,6 +80,7 @@ def check(
         duplicates=duplicates,
         missing=len(missing),
         repeated=len(repeated),
+        disordered=len(disordered),
         violations=violations,
     )
 

@@ -20,8 +20,25 @@ async def kill(field: Field, chance: random.Random) -> None:
     field.kill(chance.choice(field.relays))
 
 
-async def kill_other(field: Field, chance: random.Random) -> None:
-    field.kill(chance.choice([field.load, *field.consumers]))
+async def kill_load(field: Field, chance: random.Random) -> None:
+    field.kill(field.load)
+
+
+async def kill_consumer(field: Field, chance: random.Random) -> None:
+    field.kill(chance.choice(field.consumers))
+
+
+async def stop_consumer(field: Field, chance: random.Random) -> None:
+    """Stop a consumer: when it goes on, after long enough, others have its partitions."""
+    await field.freeze(chance.choice(field.consumers), chance.choice((1.0, 3.0, 14.0)))
+
+
+async def end_consumer(field: Field, chance: random.Random) -> None:
+    await field.terminate(chance.choice(field.consumers))
+
+
+async def rebalance(field: Field, chance: random.Random) -> None:
+    await field.rebalance(chance.uniform(2.0, 6.0))
 
 
 async def stop(field: Field, chance: random.Random) -> None:
@@ -67,7 +84,8 @@ async def refuse(how: str, field: Field, chance: random.Random) -> None:
     await field.refuse(how, chance.uniform(0.5, 3.0))
 
 
-TO_PROCESSES: tuple[Fault, ...] = (kill, kill, kill, kill_other, stop, stop, terminate)
+TO_PROCESSES: tuple[Fault, ...] = (kill, kill, kill, kill_load, stop, stop, terminate)
+TO_CONSUMERS: tuple[Fault, ...] = (kill_consumer, kill_consumer, rebalance, stop_consumer, end_consumer)
 TO_NETWORKS: tuple[Fault, ...] = (cut, cut, stall, stall)
 TO_SERVERS: tuple[Fault, ...] = (restart_database, kill_database, restart_broker, kill_broker)
 
@@ -125,7 +143,7 @@ def _kinds(found: Field) -> list[Sequence[Fault]]:
     refusals = [partial(refuse, how) for how in found.broker.refusals]
     if not found.combination.servers:
         return [processes, refusals]
-    return [processes, TO_NETWORKS, [*refusals, *TO_SERVERS]]
+    return [processes, TO_CONSUMERS, TO_NETWORKS, [*refusals, *TO_SERVERS]]
 
 
 async def _trouble(
@@ -158,6 +176,7 @@ def table(reports: Sequence[Report]) -> str:
         ("inversions", *(report.findings.inversions for report in reports)),
         ("effects missing", *(report.findings.missing for report in reports)),
         ("effects repeated", *(report.findings.repeated for report in reports)),
+        ("effects disordered", *(report.findings.disordered for report in reports)),
         ("duplicates", *(report.findings.duplicates for report in reports)),
         ("  at most", *(report.allowed for report in reports)),
         *((fault, *(report.counts[fault] for report in reports)) for fault in FAULTS),
@@ -174,6 +193,7 @@ FAULTS = (
     "kills",
     "stops",
     "terminations",
+    "rebalances",
     "restarts",
     "server kills",
     "cuts",

@@ -7,7 +7,7 @@ COMMITTED = [ONE, TWO, THREE, OTHER, LOOSE]
 
 
 def found(delivered: list[Mark], effects: list[Mark] = COMMITTED, most: int = 0) -> Findings:
-    return check(COMMITTED, delivered, effects, most_duplicates=most, ordered_effects=True)
+    return check(COMMITTED, delivered, effects, most_duplicates=most)
 
 
 def test_what_is_delivered_as_it_was_committed_is_right():
