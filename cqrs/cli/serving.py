@@ -33,14 +33,13 @@ class Roles:
 
 async def serve(app: Mediator, roles: Roles) -> None:
     """Run an application in these roles until a signal comes, then let it finish."""
-    async with _signals() as stopped, app:
-        async with AsyncExitStack() as stack:
-            if roles.consume:
-                await stack.enter_async_context(app.consuming())
-            log.info("'%s' %s as process %d.", app.name, roles, os.getpid())
-            await stack.enter_async_context(pulse(app))
-            await stopped.wait()
-            log.info("'%s' stops: what is in flight finishes.", app.name)
+    async with _signals() as stopped, app, AsyncExitStack() as stack:
+        if roles.consume:
+            await stack.enter_async_context(app.consuming())
+        log.info("'%s' %s as process %d.", app.name, roles, os.getpid())
+        await stack.enter_async_context(pulse(app))
+        await stopped.wait()
+        log.info("'%s' stops: what is in flight finishes.", app.name)
     log.info("'%s' has stopped.", app.name)
 
 
