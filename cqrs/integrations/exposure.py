@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 METHODS = {Kind.COMMAND: ("POST", "PUT", "PATCH", "DELETE"), Kind.QUERY: ("GET", "POST")}
 ROUTE = re.compile(r"(?P<method>[A-Z]+) (?P<path>/\S*)")
 PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
-NO_CONTENT = 204
+NO_CONTENT, UNREADABLE = 204, 400
 EXAMPLE = 'expose(PlaceOrder, "POST /orders")'
 
 
@@ -127,7 +127,7 @@ def _endpoint(app: Mediator, shape: Shape) -> Callable[..., Any]:
 def _options(each: Exposed, handler: Handler, shape: Shape) -> dict[str, Any]:
     nothing = handler.reply in (None, NoneType)
     status = each.status or (NO_CONTENT if nothing else 200)
-    statuses = [*([INVALID] if shape.has_input else []), *each.refused]
+    statuses = [*([UNREADABLE] if shape.has_body else []), *([INVALID] if shape.has_input else []), *each.refused]
     responses = problem_responses(*statuses) | each.options.get("responses", {})
     defaults = {
         "name": each.named,

@@ -55,6 +55,7 @@ class Shape:
             self._places |= {self._keys[name]: "body" for name in rest}
         self._is_whole = self._body is message
         self.has_input = bool(fields)
+        self.has_body = self._body is not None
         self.parameters = [_parameter("cqrs_request", Request)]
         self.parameters += [_parameter(name, _annotated(fields[name], Path())) for name in in_path]
         if self._body is not None:

@@ -6,7 +6,7 @@ The only module that writes `application/problem+json`.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -45,7 +45,7 @@ SCHEMA: dict[str, Any] = {
 }
 """What OpenAPI says of a problem; `errors` comes with invalid requests only."""
 
-ExceptionHandler = Callable[[Request, Any], Awaitable[Response]]
+ExceptionHandler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
 
 
 def problems(refused: Mapping[type[Exception], int] | None = None) -> dict[int | type[Exception], ExceptionHandler]:

@@ -5,22 +5,24 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from rich.console import Console
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 import cqrs
 from examples.shop.app import make_shop
-from examples.shop.consumer import connect
+from examples.shop.consumer import NAME, connect
 from examples.shop.demo.audit import audit
 from examples.shop.demo.conductor import IsTime, Job, WorkerFailed, at_random, conduct, evenly
-from examples.shop.demo.screen import make_screen, make_table
+from examples.shop.demo.screen import Screen, make_screen, make_table
 from examples.shop.lines import COLUMNS, UnreadableFile, read_lines
 from examples.shop.tables import ASSORTMENT, Occupied, create
+
+Conduct = Callable[[Job, Iterator[IsTime], AsyncEngine, Screen], Awaitable[int]]
 
 ORDERS = Path(__file__).with_name("orders.csv")
 
@@ -30,6 +32,7 @@ class Options(argparse.Namespace):
     database: Path | None
     kills: int
     within: float | None
+    http: bool
 
 
 def main() -> int:
@@ -43,7 +46,7 @@ def main() -> int:
     except DBAPIError as error:
         parser.error(f"the database cannot be used: {error.orig}")
     try:
-        return asyncio.run(run(job, moments(options, job.lines)))
+        return asyncio.run(run(job, moments(options, job.lines), conductor(options)))
     except WorkerFailed as error:
         print(error, file=sys.stderr)
         return 1
@@ -67,7 +70,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--within", type=float, metavar="S", help="kill at any moment within S seconds of a start or of first work"
     )
+    parser.add_argument(
+        "--http", action="store_true", help="post the lines to a server; with a broker, another process consumes"
+    )
     return parser
+
+
+def conductor(options: Options) -> Conduct:
+    if not options.http:
+        return conduct
+    from examples.shop.demo.service import serve
+
+    return serve
 
 
 def plan(options: Options) -> Job:
@@ -90,8 +104,9 @@ async def prepare(job: Job) -> None:
     make_shop(job.database, job.broker)  # which knows what can be wrong with URLs
     await create(job.database)
     if job.broker is not None:
-        async with connect(job.broker) as consumer:
-            await consumer.skip()
+        for group in (NAME, "shop"):  # the worker's, and that of the application
+            async with connect(job.broker, group) as consumer:
+                await consumer.skip()
 
 
 def moments(options: Options, lines: int) -> Iterator[IsTime]:
@@ -100,7 +115,7 @@ def moments(options: Options, lines: int) -> Iterator[IsTime]:
     return evenly(options.kills, lines)
 
 
-async def run(job: Job, kills: Iterator[IsTime]) -> int:
+async def run(job: Job, kills: Iterator[IsTime], conduct: Conduct) -> int:
     """Work until all is done, show what there is in the end, and return the exit status."""
     console = Console()
     print(f"{job.lines} order lines from {job.orders}\nDatabase: {shown(job.database)}")

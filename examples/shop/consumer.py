@@ -52,8 +52,8 @@ async def consuming(shop: cqrs.Mediator, broker: str | None) -> AsyncGenerator[C
         taking.cancel()
 
 
-def connect(broker: str) -> AbstractAsyncContextManager[Consumer]:
-    return on_kafka(broker) if broker.startswith("kafka") else on_rabbitmq(broker)
+def connect(broker: str, group: str = NAME) -> AbstractAsyncContextManager[Consumer]:
+    return on_kafka(broker, group) if broker.startswith("kafka") else on_rabbitmq(broker)
 
 
 async def take(shop: cqrs.Mediator, body: bytes, event_id: str) -> None:
@@ -65,7 +65,7 @@ async def take(shop: cqrs.Mediator, body: bytes, event_id: str) -> None:
 
 
 @asynccontextmanager
-async def on_kafka(broker: str) -> AsyncGenerator[Consumer]:
+async def on_kafka(broker: str, group: str) -> AsyncGenerator[Consumer]:
     from aiokafka import AIOKafkaConsumer
 
     servers = urlsplit(broker).netloc
@@ -73,8 +73,10 @@ async def on_kafka(broker: str) -> AsyncGenerator[Consumer]:
     async with AIOKafkaConsumer(
         TOPIC,
         bootstrap_servers=servers,
-        group_id=NAME,
-        group_instance_id=NAME,  # the next worker takes the place of a killed one at once, and not after its time-out
+        group_id=group,
+        group_instance_id=NAME
+        if group == NAME
+        else None,  # the next worker takes the place of a killed one at once, and not after its time-out
         auto_offset_reset="earliest",
         enable_auto_commit=False,
     ) as consumer:

@@ -13,6 +13,11 @@ TOPIC = os.environ.get("SHOP_TOPIC", "orders")
 Name = Annotated[
     str, pydantic.StringConstraints(strip_whitespace=True, min_length=1, max_length=64, pattern=r"^[^\x00]*$")
 ]
+Reason = Annotated[str, pydantic.StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
+
+
+Line = Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]
+"""The number of a line, as the database's integers hold it."""
 
 
 class Confirmation(cqrs.Response):
@@ -22,7 +27,7 @@ class Confirmation(cqrs.Response):
 
 
 class PlaceOrder(cqrs.Command[Confirmation], extra="forbid"):
-    line: int
+    line: Line
     """Where the order stands in its file: the same line sent twice is one order."""
     order_id: Name
     customer: Name
@@ -30,9 +35,22 @@ class PlaceOrder(cqrs.Command[Confirmation], extra="forbid"):
     quantity: pydantic.PositiveInt
 
 
-class RefuseLine(cqrs.Command[None]):
-    line: int
-    reason: str
+class RefuseLine(cqrs.Command[None], extra="forbid"):
+    line: Line
+    reason: Reason
+
+
+class PlacedOrder(cqrs.Response):
+    order_id: str
+    customer: str
+    sku: str
+    quantity: int
+    total: int
+    """In cents."""
+
+
+class GetOrder(cqrs.Query[PlacedOrder]):
+    order_id: Name
 
 
 class LastLine(cqrs.Query[int]):
@@ -62,3 +80,7 @@ class OrderPlaced(cqrs.Event):
 
 class Refused(Exception):
     """The shop does not take an order; the text is the reason."""
+
+
+class UnknownOrder(Exception):
+    """There is no order of that id."""

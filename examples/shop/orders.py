@@ -6,12 +6,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 import cqrs
 from examples.shop.messages import (
     Confirmation,
+    GetOrder,
     LastLine,
     OrderPlaced,
+    PlacedOrder,
     PlaceOrder,
     Refused,
     RefuseLine,
     StockReserved,
+    UnknownOrder,
 )
 from examples.shop.stock import Stock
 from examples.shop.tables import Order, RefusedLine
@@ -59,6 +62,14 @@ def confirm_again(order: Order, command: PlaceOrder) -> Confirmation:
 @cqrs.command_handler
 async def refuse_line(command: RefuseLine, orders: Orders) -> None:
     await orders.refuse(command.line, command.reason)
+
+
+@cqrs.query_handler
+async def get_order(query: GetOrder, orders: Orders) -> PlacedOrder:
+    order = await orders.find(query.order_id)
+    if order is None:
+        raise UnknownOrder(f"there is no order {query.order_id}")
+    return PlacedOrder.model_validate(order, from_attributes=True)
 
 
 @cqrs.query_handler

@@ -32,6 +32,16 @@ def test_a_file_in_which_every_line_is_bad_ends_cleanly(tmp_path):
     assert [line for (line,) in rows(database, "SELECT line FROM refused_lines")] == [2, 3, 4, 5, 6, 7, 8]
 
 
+def test_over_http_the_story_is_the_same(tmp_path):
+    orders = tmp_path / "orders.csv"
+    orders.write_text("".join(ORDERS.read_text().splitlines(keepends=True)[:41]))
+    ended, told = (run_demo(orders, *way, "--kills", 1) for way in (["--http"], []))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "The server was killed after" in ended.stdout
+    table = "The shop, whose worker was killed once"
+    assert ended.stdout.partition(table)[2] == told.stdout.partition(table)[2] != ""
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

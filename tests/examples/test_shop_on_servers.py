@@ -55,6 +55,15 @@ async def test_the_story_on_servers_is_that_of_one_file_each_time(orders, told, 
             assert story(ended.stdout) == told
 
 
+@pytest.mark.parametrize("broker", ["KAFKA_URL", "RABBITMQ_URL"])
+async def test_the_story_over_http_with_a_process_that_consumes_is_the_same(orders, told, broker):
+    async with shop_on("POSTGRES_URL", broker) as place:
+        ended = run_demo(orders, "--http", "--kills", 1, **place)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "Server and receiver were killed" in ended.stdout
+        assert story(ended.stdout) == told
+
+
 @pytest.fixture
 async def published(orders):
     """A shop on Kafka that has done its work."""

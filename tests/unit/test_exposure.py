@@ -237,6 +237,7 @@ def test_openapi_has_parameters_bodies_replies_and_problems(app: cqrs.Mediator):
     assert post["responses"]["201"]["content"]["application/json"]["schema"] == reply
     assert {status: list(answer.get("content", [])) for status, answer in post["responses"].items()} == {
         "201": ["application/json"],
+        "400": ["application/problem+json"],
         "409": ["application/problem+json"],
         "422": ["application/problem+json"],
     }
