@@ -23,6 +23,7 @@ from benchmarks import (
     application,
     backlog,
     beside,
+    consuming,
     effort,
     idle,
     insert,
@@ -38,7 +39,9 @@ from benchmarks.lines import Job, Line
 
 DEFAULT = Path("build/bench.json")
 JOBS = [
-    job for module in (relay, beside, scaling, backlog, insert, latency, idle, memory, takeover) for job in module.JOBS
+    job
+    for module in (relay, consuming, beside, scaling, backlog, insert, latency, idle, memory, takeover)
+    for job in module.JOBS
 ]
 
 
