@@ -33,12 +33,15 @@ from benchmarks import (
     scaling,
     servers,
     takeover,
+    web,
 )
 from benchmarks.lines import Job, Line
 
 DEFAULT = Path("build/bench.json")
 JOBS = [
-    job for module in (relay, beside, scaling, backlog, insert, latency, idle, memory, takeover) for job in module.JOBS
+    job
+    for module in (relay, beside, scaling, backlog, insert, latency, idle, memory, takeover, web)
+    for job in module.JOBS
 ]
 
 
@@ -141,8 +144,10 @@ def machine() -> dict[str, Any]:
         "asyncmy",
         "asyncpg",
         "dependency-injector",
+        "fastapi",
         "pydantic",
         "sqlalchemy",
+        "uvicorn",
         "uvloop",
     )
     return {
