@@ -23,6 +23,7 @@ from benchmarks import (
     application,
     backlog,
     beside,
+    consuming,
     effort,
     idle,
     insert,
@@ -40,7 +41,7 @@ from benchmarks.lines import Job, Line
 DEFAULT = Path("build/bench.json")
 JOBS = [
     job
-    for module in (relay, beside, scaling, backlog, insert, latency, idle, memory, takeover, web)
+    for module in (relay, consuming, beside, scaling, backlog, insert, latency, idle, memory, takeover, web)
     for job in module.JOBS
 ]
 

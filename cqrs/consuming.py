@@ -76,6 +76,8 @@ class Consumer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._working = 0
+        self.taken = 0
+        """How many messages this process has taken to their end."""
 
     @property
     def stopping(self) -> bool:
@@ -94,7 +96,9 @@ class Consumer:
         self._working += 1
         self._idle.clear()
         try:
-            return await self._end(rows, faults)
+            ended = await self._end(rows, faults)
+            self.taken += len(received) if ended else 0
+            return ended
         finally:
             self._working -= 1
             if not self._working:

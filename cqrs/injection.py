@@ -28,6 +28,8 @@ class Dependency:
     name: str
     source: Source
     by_position: bool = True
+    wanted: Any = None
+    """The type that was asked for, as it was annotated."""
 
 
 # Written out and compiled once a handler, as dataclasses are: a loop over sources costs as much as the whole send.

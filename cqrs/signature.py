@@ -72,6 +72,8 @@ class Handler:
     retry: Policies | None = None
     on_dead: OnDead | None = None
     timeout: float | None = None
+    needs: tuple[Dependency, ...] = ()
+    """What it is given beside the message, and where that comes from."""
     reply: Any = Any
     """The type of what it returns, as its message promises or its annotation says."""
     group: int = 1
@@ -111,6 +113,7 @@ class _Reading:
         self.name = name_of(record, script)
         self.is_class = isinstance(self.target, type)
         self.needs_nothing = False
+        self.needs: tuple[Dependency, ...] = ()
 
     def result(self) -> list[tuple[type, Handler | None]]:
         """Return a handler for each message type that the record takes; None in place of one that is unusable."""
@@ -146,6 +149,7 @@ class _Reading:
             retry=None if retry is None else policies(retry),
             on_dead=options.get("on_dead"),
             timeout=options.get("timeout"),
+            needs=self.needs,
             reply=reply,
             group=options.get("group", 1),
         )
@@ -207,12 +211,12 @@ class _Reading:
         if bound is not None:
             if all(isinstance(message, type) and not issubclass(bound, message) for message in messages):
                 self._problem(
-                    f"it was bound to {path_of(bound)}, but handles {_show(annotation)}", "Bind it to the latter."
+                    f"it was bound to {path_of(bound)}, but handles {show(annotation)}", "Bind it to the latter."
                 )
             return [bound]
         if not all(_is_message(message) for message in messages):
             cure = "Use a class of its own: a cqrs.Command, Query or Event, another pydantic model, or a dataclass."
-            self._problem(f"its first parameter '{parameter.name}: {_show(annotation)}' is no message class", cure)
+            self._problem(f"its first parameter '{parameter.name}: {show(annotation)}' is no message class", cure)
             return []
         return messages
 
@@ -231,7 +235,7 @@ class _Reading:
         for message in messages:
             promised = _reply_type(message)
             if promised is not Any and not _fits(_bare(hints["return"]), promised):
-                what = f"it returns {_show(hints['return'])}, but {path_of(message)} promises {_show(promised)}"
+                what = f"it returns {show(hints['return'])}, but {path_of(message)} promises {show(promised)}"
                 self._problem(what, "Make the two agree: callers see the type that the message promises.")
 
     def _call(self, further: Sequence[inspect.Parameter], hints: Mapping[str, Any]) -> Call | None:
@@ -253,6 +257,7 @@ class _Reading:
             self._problem(str(error.args[0]), "Remove one of them.")
             return None
         if provider is not None:
+            self.needs = (Dependency("self", Source(provider), wanted=self.target),)
             return inject(provider, (), takes_message=False)
         init = self.target.__init__
         if not inspect.isfunction(init):
@@ -274,11 +279,13 @@ class _Reading:
                 continue
             source = self._source(parameter, hints.get(parameter.name))
             if source is not None:
-                found.append(Dependency(parameter.name, source, contiguous and parameter.kind in _POSITIONAL))
+                by_position = contiguous and parameter.kind in _POSITIONAL
+                found.append(Dependency(parameter.name, source, by_position, _bare(hints.get(parameter.name))))
             elif parameter.default is parameter.empty:
                 complete = False
             else:
                 contiguous = False
+        self.needs = tuple(found)
         return found if complete else None
 
     def _source(self, parameter: inspect.Parameter, hint: Any) -> Source | None:
@@ -296,7 +303,7 @@ class _Reading:
         if kind in self.injector.from_context:
             return Source(self.injector.from_context[kind], of_context=True)
         if parameter.default is parameter.empty:
-            what = f"nothing provides '{parameter.name}' ({'not annotated' if hint is None else _show(hint)})"
+            what = f"nothing provides '{parameter.name}' ({'not annotated' if hint is None else show(hint)})"
             cure = "Add a provider of that type to the container, or give the parameter a default."
             self._problem(what, self.injector.cures.get(getattr(kind, "__name__", ""), cure))
         return None
@@ -371,7 +378,8 @@ def _fits(returned: Any, promised: Any) -> bool:
     return issubclass(ours, theirs) and same_arguments
 
 
-def _show(annotation: Any) -> str:
+def show(annotation: Any) -> str:
+    """Return an annotation as a person would write it."""
     if annotation is NoneType:
         return "None"
     return annotation.__qualname__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)

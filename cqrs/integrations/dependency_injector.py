@@ -28,7 +28,7 @@ class ContainerResolver:
 
     def __init__(self, container: Any) -> None:
         self._container = container
-        self._named = dict(_walk(container, ""))
+        self._named = dict(walk(container))
         self._made = {
             name: made for name, provider in self._named.items() if (made := _made_type(provider)) is not None
         }
@@ -62,7 +62,7 @@ class ContainerResolver:
     def _of_this_container(self, declared: Any) -> Provider:
         """Return the instance's provider of one that was named on the container's class."""
         parent = getattr(self._container, "declarative_parent", None)
-        names = [name for name, provider in _walk(parent, "") if provider is declared] if parent else []
+        names = [name for name, provider in walk(parent) if provider is declared] if parent else []
         return self._named[names[0]] if names else declared  # type: ignore[no-any-return]  # a provider of the user's
 
     async def __aenter__(self) -> Self:
@@ -79,12 +79,12 @@ class ContainerResolver:
             await closing
 
 
-def _walk(container: Any, path: str) -> list[tuple[str, Any]]:
+def walk(container: Any, path: str = "") -> list[tuple[str, Any]]:
     """Return the named providers of a container and of those nested in it, in the order of their definition."""
     found: list[tuple[str, Any]] = []
     for name, provider in container.providers.items():
         if isinstance(provider, providers.Container):
-            found.extend(_walk(provider, f"{path}{name}."))
+            found.extend(walk(provider, f"{path}{name}."))
         elif name != "__self__":
             found.append((f"{path}{name}", provider))
     return found

@@ -96,6 +96,8 @@ class Relay:
             "look": self._look,
         }
         self._lanes: list[asyncio.Task[None]] = []
+        self.delivered = 0
+        """How many rows this process has delivered."""
         self.prepare()
 
     def prepare(self) -> None:
@@ -250,6 +252,7 @@ class Relay:
 
     def _tell(self, done: Sequence[Claimed], failed: Sequence[Verdict]) -> None:
         self._judge.tell(failed)
+        self.delivered += len(done)
         if failed:
             self.look()
         if done or failed:

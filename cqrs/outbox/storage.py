@@ -20,7 +20,7 @@ from cqrs.errors import DatabaseUnreachable, DrainTimeout, NotOpen, SchemaError
 from cqrs.outbox.carrier import Carrier
 from cqrs.outbox.database import shown
 from cqrs.outbox.desk import Outbox
-from cqrs.outbox.group import Group, Saved
+from cqrs.outbox.group import Group, Member, Saved
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import DEAD
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
@@ -114,14 +114,14 @@ class Storage:
         """Return a unit in which this handler's inbox row says that it has taken this message."""
         return self._unit(Transaction, self._writing, takes=(handler.name, message_id))
 
-    def group(self) -> Group:
-        """Return one transaction for several deliveries, to be entered."""
+    def group(self, handler: Handler, message_ids: Sequence[str]) -> Group:
+        """Return one transaction in which a handler takes several messages, to be entered."""
 
-        def make(connection: AsyncConnection, takes: tuple[str, str], saved: Saved) -> Transaction:
+        def make(connection: AsyncConnection, saved: Saved) -> Member:
             session = partial(self._writing, bind=connection, join_transaction_mode="rollback_only")
-            return self._unit(Transaction, session, takes=takes, saved=saved)
+            return self._unit(Member, session, saved=saved)
 
-        return Group(self.store.writers, make, self._saved)
+        return Group(self.store, handler, message_ids, make, self._saved)
 
     async def has_taken(self, handler: Handler, message_id: str) -> bool:
         """Whether the inbox says that this handler has taken this message."""

@@ -1,5 +1,6 @@
 """The shop, put together."""
 
+import os
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -23,6 +24,13 @@ def make_shop(database: str, broker: str | None = None) -> cqrs.Mediator:
         # most of them to answer.
         lease=1.0 if broker is None else 5.0,
         retry=cqrs.Retry(attempts=4, first=0.5),
+    )
+
+
+def shop() -> cqrs.Mediator:
+    """Return the shop over the servers that the environment names; for `cqrs ... examples.shop.app:shop --factory`."""
+    return make_shop(
+        os.environ.get("DATABASE_URL", "sqlite+aiosqlite:///shop.db"), os.environ.get("BROKER_URL") or None
     )
 
 

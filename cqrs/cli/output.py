@@ -1,0 +1,76 @@
+"""How commands show what they found: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+WIDE = 1000
+"""Columns of a table that goes into a file or a pipe: nothing is folded there."""
+
+takes_json: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON."
+)
+
+
+def show_json(value: Any) -> None:
+    """Print a value, and the dataclasses in it, as JSON."""
+    click.echo(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    raise TypeError(f"{type(value).__name__} has no JSON")
+
+
+def show_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under titles; folded to the terminal's width if there is one."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*titles, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell), overflow="fold") for cell in row))
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else WIDE, force_terminal=terminal, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def show_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Print names and values, a line each; what has no value is left out."""
+    known = [(name, str(value)) for name, value in facts if value is not None and value != ""]
+    width = max((len(name) for name, _ in known), default=0)
+    for name, value in known:
+        first, *further = value.splitlines() or [""]
+        click.echo(f"{name:<{width}}  {first}")
+        for line in further:
+            click.echo(f"{'':<{width}}  {line}")
+
+
+def near(place: str) -> str:
+    """Return a file, and its line, as it is found from the current folder."""
+    try:
+        return str(Path(place).relative_to(Path.cwd()))
+    except ValueError:
+        return place
+
+
+def count(number: int, thing: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
