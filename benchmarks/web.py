@@ -7,10 +7,13 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+
+import psutil
 
 from benchmarks.effort import LOOP, Effort
 from benchmarks.lines import Bar, Job, Line, rate, ratio
@@ -21,57 +24,81 @@ ROUTES = {
     "depends": ("a FastAPI route with Depends(get_mediator)", "direct-depends"),
 }
 """What is measured, and what beside: the same route that calls the handler, which it has by a Depends, too."""
-CONNECTIONS, SECONDS, LEAST = 8, 4, 1
+CONNECTIONS, SECONDS, TURNS = 8, 1, 3
+"""Rounds are short, and there are so many for each of the effort's: what else a machine does lasts longer than one."""
+
+
+@dataclass
+class Times:
+    """Of each round, the seconds that a request took while the server had no rest, and those of its processor."""
+
+    passed: list[float] = field(default_factory=list)
+    worked: list[float] = field(default_factory=list)
 
 
 async def routes(effort: Effort) -> list[Line]:
     """Measure every way to send in a route."""
     if shutil.which("wrk") is None:
         return [Line(name="web", what=how, missing="wrk is not installed") for how, _ in ROUTES.values()]
-    seconds = SECONDS if effort.rounds > 2 else LEAST
-    async with serving() as url:
-        found: dict[str, list[float]] = {name: [] for name in ("direct", "direct-depends", *ROUTES)}
+    async with serving() as server:
+        found = {name: Times() for name in ("direct", "direct-depends", *ROUTES)}
         order = list(found)
-        for number in range(effort.rounds + 1):
+        for number in range(effort.rounds * TURNS + 1):
             for name in order:
-                served = await asked(f"{url}/{name}", seconds)
+                passed, worked = await server.asked(name)
                 if number:  # the first round only warms up
-                    found[name].append(served)
+                    found[name].passed.append(passed)
+                    found[name].worked.append(worked)
             order.append(order.pop(0))
-    return [line(name, found, seconds) for name in ROUTES]
+    return [line(name, found[name], found[ROUTES[name][1]]) for name in ROUTES]
 
 
-def line(name: str, found: Mapping[str, list[float]], seconds: int) -> Line:
-    how, other = ROUTES[name]
-    typical, spread = ratio(found[other], found[name])
-    rates = {"ours": rate(median(found[name])), "the handler": rate(median(found[other]))}
+def line(name: str, ours: Times, theirs: Times) -> Line:
+    typical, spread = ratio(ours.passed, theirs.passed)
+    worked, _ = ratio(ours.worked, theirs.worked)
     return Line(
         name=f"web-{name}",
-        what=f"{how}, against the same that calls the handler: time a request",
+        what=f"{ROUTES[name][0]}, against the same that calls the handler: time a request",
         bar=Bar(1.15, most=True),
         measured=typical,
         spread=spread,
-        rates=rates,
-        conditions=f"one uvicorn process, {LOOP}, wrk with {CONNECTIONS} connections, {seconds} s a round",
+        rates={
+            "ours": rate(1 / median(ours.passed)),
+            "the handler": rate(1 / median(theirs.passed)),
+            "processor's time": f"{worked:.2f} x",
+        },
+        conditions=f"one uvicorn process, {LOOP}, wrk with {CONNECTIONS} connections, {SECONDS} s a round",
     )
 
 
-async def asked(url: str, seconds: int) -> float:
-    """Return how many requests a second were answered, all of them by 200."""
-    script = Path(__file__).with_name("web.lua")
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), url]
-    wrk = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    output = (await wrk.communicate())[0].decode()
-    if wrk.returncode or "Non-2xx" in output or "Socket errors" in output:
-        raise RuntimeError(f"wrk did not get its answers: {output}")
-    found = re.search(r"Requests/sec:\s*([\d.]+)", output)
-    if found is None:
-        raise RuntimeError(f"wrk says nothing: {output}")
-    return float(found[1])
+class Server:
+    """A process that serves the routes."""
+
+    def __init__(self, port: int, process: psutil.Process) -> None:
+        self._url = f"http://127.0.0.1:{port}"
+        self._process = process
+
+    async def asked(self, name: str) -> tuple[float, float]:
+        """Return the seconds that a request took, and those of the server's processor; all were answered by 200."""
+        script = str(Path(__file__).with_name("web.lua"))
+        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", script, f"{self._url}/{name}"]
+        before = self._worked()
+        wrk = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        output = (await wrk.communicate())[0].decode()
+        worked = self._worked() - before
+        found = re.search(r"(\d+) requests in ([\d.]+)s", output)
+        if wrk.returncode or found is None or "Non-2xx" in output or "Socket errors" in output:
+            raise RuntimeError(f"wrk did not get its answers: {output}")
+        requests = int(found[1])
+        return float(found[2]) / requests, worked / requests
+
+    def _worked(self) -> float:
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[str]:
+async def serving() -> AsyncIterator[Server]:
     """Serve the routes in a process of their own."""
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -81,7 +108,7 @@ async def serving() -> AsyncIterator[str]:
         server = await asyncio.create_subprocess_exec(sys.executable, *command, "--no-access-log")
         try:
             await answered(port)
-            yield f"http://127.0.0.1:{port}"
+            yield Server(port, psutil.Process(server.pid))
         finally:
             with suppress(ProcessLookupError):
                 server.terminate()
