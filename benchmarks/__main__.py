@@ -34,13 +34,14 @@ from benchmarks import (
     scaling,
     servers,
     takeover,
+    web,
 )
 from benchmarks.lines import Job, Line
 
 DEFAULT = Path("build/bench.json")
 JOBS = [
     job
-    for module in (relay, consuming, beside, scaling, backlog, insert, latency, idle, memory, takeover)
+    for module in (relay, consuming, beside, scaling, backlog, insert, latency, idle, memory, takeover, web)
     for job in module.JOBS
 ]
 
@@ -144,8 +145,10 @@ def machine() -> dict[str, Any]:
         "asyncmy",
         "asyncpg",
         "dependency-injector",
+        "fastapi",
         "pydantic",
         "sqlalchemy",
+        "uvicorn",
         "uvloop",
     )
     return {
