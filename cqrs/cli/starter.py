@@ -69,16 +69,16 @@ app = make_app(
 API = '''\
 """The application behind HTTP."""
 
-from fastapi import FastAPI
-
 import cqrs
 from cqrs.integrations.fastapi import expose, lifespan, probes, problems, router
+from fastapi import FastAPI
+
 from NAME.main import app
 from NAME.orders import PlaceOrder
 
 
 def make_api(app: cqrs.Mediator) -> FastAPI:
-    """Return the API; `lifespan(app, consume=True)` would also consume from a broker."""
+    """Return the API; `lifespan(app, consume=True)` would consume as well."""
     api = FastAPI(
         title="NAME",
         lifespan=lifespan(app),
