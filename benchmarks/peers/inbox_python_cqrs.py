@@ -1,7 +1,7 @@
 """The inbox of python-cqrs, run in an environment of its own because it shares our import name.
 
-Started by `benchmarks/peer.py` with the URL of a database of its own. Reads a request a line, {"rows"}, and answers with
-the nanoseconds that it took for each of so many messages: into its inbox, as its subscribers do, and through its
+Started by `benchmarks/peer.py` with the URL of a database of its own. Reads a request a line, {"rows"}, and answers
+with the nanoseconds that it took for each of so many messages: into its inbox, as its subscribers do, and through its
 processor.
 
 In its favour: the messages are in memory already, batches are of 500 and 100, no log, and no pause between batches.
