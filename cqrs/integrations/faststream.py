@@ -309,7 +309,7 @@ def _from_rabbitmq(topic: str, message: Any) -> Received:
 
 
 def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes | bytearray) else str(value)
 
 
 # Both

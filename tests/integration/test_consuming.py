@@ -108,7 +108,8 @@ class Scene:
         async with aiormq.connect(self.broker) as connection:
             channel = await connection.channel()
             for key, headers, body in messages:
-                extended = {**headers, **({"ce_partitionkey": key} if key else {})}
+                own = {name: bytearray(value) if isinstance(value, bytes) else value for name, value in headers.items()}
+                extended = {**own, **({"ce_partitionkey": key} if key else {})}
                 properties = aiormq.spec.Basic.Properties(headers=extended)
                 await channel.basic_publish(body, exchange=self.topic, routing_key="any.00", properties=properties)
 
