@@ -23,6 +23,7 @@ from benchmarks import (
     application,
     backlog,
     beside,
+    consuming,
     effort,
     idle,
     insert,
@@ -33,12 +34,15 @@ from benchmarks import (
     scaling,
     servers,
     takeover,
+    web,
 )
 from benchmarks.lines import Job, Line
 
 DEFAULT = Path("build/bench.json")
 JOBS = [
-    job for module in (relay, beside, scaling, backlog, insert, latency, idle, memory, takeover) for job in module.JOBS
+    job
+    for module in (relay, consuming, beside, scaling, backlog, insert, latency, idle, memory, takeover, web)
+    for job in module.JOBS
 ]
 
 
@@ -141,8 +145,10 @@ def machine() -> dict[str, Any]:
         "asyncmy",
         "asyncpg",
         "dependency-injector",
+        "fastapi",
         "pydantic",
         "sqlalchemy",
+        "uvicorn",
         "uvloop",
     )
     return {

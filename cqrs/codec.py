@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import pydantic
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from cqrs.errors import DecodingError, EncodingError
 
@@ -195,12 +195,12 @@ def received_headers(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, s
     return found | saved
 
 
-_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # `json.dumps` makes one for each call
-
-
 def headers_text(headers: Mapping[str, str]) -> str:
     """Return headers as the outbox saves them."""
-    return _to_json(headers)
+    try:
+        return to_json(headers).decode()
+    except PydanticSerializationError:  # half a surrogate pair, which the database refuses by its own name
+        return json.dumps(headers, ensure_ascii=False)
 
 
 def headers_of(text: str) -> dict[str, str]:

@@ -97,9 +97,7 @@ class Trace:
 def new_trace() -> Trace:
     """Return the trace of a message that nothing here caused: of the story that a request named, or of a new one."""
     message_id = str(uuid7())
-    found = origin.get()
-    if found is None:
-        return Trace(message_id, message_id)
+    found = origin()
     return Trace(message_id, found.correlation_id or message_id, None, found.headers)
 
 

@@ -61,8 +61,8 @@ class Storage(Protocol):
         """Return a unit in which this handler's inbox row says that it has taken this message."""
         ...
 
-    def group(self) -> Group:
-        """Return one transaction for several deliveries, to be entered."""
+    def group(self, handler: Handler, message_ids: Sequence[str]) -> Group:
+        """Return one transaction in which a handler takes several messages, to be entered."""
         ...
 
     async def __aenter__(self) -> Self:
@@ -251,9 +251,9 @@ class Mediator:
         """Open the unit of work of a root context."""
         return self._storage().begin(context)
 
-    def group(self) -> Group:
-        """Return one transaction for several deliveries, to be entered."""
-        return self._storage().group()
+    def group(self, handler: Handler, message_ids: Sequence[str]) -> Group:
+        """Return one transaction in which a handler takes several messages, to be entered: each is then delivered."""
+        return self._storage().group(handler, message_ids)
 
     async def deliver(
         self, handler: Handler, plan: Plan, message: Any, trace: Trace, group: Group | None = None
@@ -265,9 +265,10 @@ class Mediator:
         units: list[Unit] = []
 
         async def take(message: Any, context: Context) -> Any:
-            units_of = group or self.storage
-            if units_of is not None:
-                context.unit = units_of.deliver_to(handler, trace.message_id)
+            if group is not None:
+                context.unit = group.unit()
+            elif self.storage is not None:
+                context.unit = self.storage.deliver_to(handler, trace.message_id)
                 units.append(context.unit)
             return await attempt(handler.call, message, context)
 

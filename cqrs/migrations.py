@@ -7,23 +7,37 @@ ships inside the package and stands beside it in a checkout.
 from __future__ import annotations
 
 from importlib.util import module_from_spec, spec_from_file_location
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from alembic import command
+from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
+from sqlalchemy.dialects.postgresql.base import ischema_names
 
-from cqrs.schema import VERSION, metadata
+from cqrs.schema import VERSION, metadata, tables
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from sqlalchemy.engine import Connection
 
-__all__ = ["VERSION", "VERSION_TABLE", "downgrade", "include_object", "metadata", "migrate", "scripts", "upgrade"]
+__all__ = [
+    "VERSION",
+    "VERSION_TABLE",
+    "differences",
+    "downgrade",
+    "include_object",
+    "metadata",
+    "migrate",
+    "scripts",
+    "sql",
+    "upgrade",
+]
 
 VERSION_TABLE = "cqrs_alembic_version"
 
@@ -85,6 +99,45 @@ def migrate(connection: Connection, *, prefix: str = "cqrs_", schema: str | None
     if since < VERSION:
         operations = Operations(MigrationContext.configure(connection))
         upgrade(operations, to=VERSION, since=since, prefix=prefix, schema=schema)
+
+
+def sql(dialect: str, *, prefix: str = "cqrs_", schema: str | None = None) -> str:
+    """Return the statements that create the tables on a kind of database, as SQLAlchemy names it."""
+    written = StringIO()
+    options = {"as_sql": True, "output_buffer": written, "literal_binds": True}
+    operations = Operations(MigrationContext.configure(dialect_name=dialect, opts=options))
+    upgrade(operations, since=0, prefix=prefix, schema=schema)
+    return written.getvalue()
+
+
+def differences(connection: Connection, *, prefix: str = "cqrs_", schema: str | None = None) -> list[str]:
+    """Return what the live tables lack, or have too much of, a line each, beside what this version needs."""
+    wanted = sa.MetaData(schema=schema)
+    tables(wanted, prefix)
+    names = {table.name for table in wanted.tables.values()}
+    # Known by name, so that reading the tables back does not warn of a type that SQLAlchemy has not heard of.
+    ischema_names.setdefault("xid8", sa.BigInteger)
+
+    def is_ours(name: str | None, kind: str, parents: Any) -> bool:
+        if kind == "schema":
+            return name == schema
+        return (name if kind == "table" else parents["table_name"]) in names
+
+    options = {
+        "include_name": is_ours,
+        "include_object": include_object,
+        "include_schemas": schema is not None,
+        "target_metadata": wanted,
+    }
+    found = compare_metadata(MigrationContext.configure(connection, opts=options), wanted)
+    return sorted(_told(each) for group in found for each in (group if isinstance(group, list) else [group]))
+
+
+def _told(difference: tuple[Any, ...]) -> str:
+    """Return a sentence for one of Alembic's differences: what would have to be done, and to what."""
+    done, *what = difference
+    names = [getattr(each, "name", each) for each in what if isinstance(getattr(each, "name", each), str)]
+    return f"{done.replace('_', ' ')} {'.'.join(names)}"
 
 
 def write_number(op: Any, number: int, prefix: str, schema: str | None) -> None:

@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
-CORRELATION = ("x-correlation-id", "x-request-id")
+CORRELATION = (b"x-correlation-id", b"x-request-id")
 """The headers that name a story, the first one that is there and usable."""
+PARENT, STATE, BAGGAGE = b"traceparent", b"tracestate", b"baggage"
+READ = frozenset((*CORRELATION, PARENT, STATE, BAGGAGE))
+LIMITS = {STATE: 512, BAGGAGE: 8192}
 CORRELATION_LIMIT = 128
-TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-LIMITS = {"tracestate": 512, "baggage": 8192}
-PRINTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+PRINTABLE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,36 +32,46 @@ class Origin:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-origin: ContextVar[Origin | None] = ContextVar("cqrs_origin", default=None)
+NOWHERE = Origin()
+teller: ContextVar[Callable[[], Origin] | None] = ContextVar("cqrs_origin", default=None)
+"""Tells the origin when somebody asks: most requests are answered without."""
+
+
+def origin() -> Origin:
+    """Return where messages come from that are sent here; nowhere outside of a request."""
+    tell = teller.get()
+    return NOWHERE if tell is None else tell()
 
 
 @contextmanager
-def coming_from(found: Origin) -> Generator[Origin]:
+def coming_from(found: Origin) -> Generator[None]:
     """Let messages that are sent inside the block belong to this story."""
-    token = origin.set(found)
+    token = teller.set(lambda: found)
     try:
-        yield found
+        yield
     finally:
-        origin.reset(token)
+        teller.reset(token)
 
 
-def origin_of(headers: Mapping[str, str]) -> Origin:
-    """Return what the headers of a request say, by their names in lower case.
+def origin_of(headers: Iterable[tuple[bytes, bytes]]) -> Origin:
+    """Return what the headers of a request say; they are pairs with names in lower case, as ASGI has them.
 
     What is malformed or too long is left out, as if it had not come: headers are anybody's, and they would be saved and
     published with every event.
     """
-    named = (headers.get(name, "") for name in CORRELATION)
-    correlation = next((text for text in named if _is_usable(text, CORRELATION_LIMIT)), None)
+    found = {name: text for name, text in headers if name in READ}
+    if not found:
+        return NOWHERE
+    named = (found[name] for name in CORRELATION if name in found)
+    correlation = next((text.decode() for text in named if _is_usable(text, CORRELATION_LIMIT)), None)
     traced = {}
-    if TRACEPARENT.fullmatch(parent := headers.get("traceparent", "")) and not parent.startswith("ff"):
-        traced["traceparent"] = parent
+    if TRACEPARENT.fullmatch(found.get(PARENT, b"")):
+        traced["traceparent"] = found[PARENT].decode()
     for name, limit in LIMITS.items():
-        text = headers.get(name, "")
-        if _is_usable(text, limit) and (name != "tracestate" or traced):
-            traced[name] = text
+        if name in found and _is_usable(found[name], limit) and (name is not STATE or traced):
+            traced[name.decode()] = found[name].decode()
     return Origin(correlation, traced)
 
 
-def _is_usable(text: str, limit: int) -> bool:
+def _is_usable(text: bytes, limit: int) -> bool:
     return len(text) <= limit and PRINTABLE.fullmatch(text) is not None

@@ -126,8 +126,11 @@ class Local:
     async def _deliver_group(self, envelopes: Sequence[Envelope], end: float) -> None:
         read = [self._read(envelope) for envelope in envelopes]
         handler = read[0][0]
-        async with asyncio.timeout(min(handler.timeout or TIMEOUT, end - monotonic())), self._app.group() as group:
-            for handler, plan, message, trace in read:
+        async with (
+            asyncio.timeout(min(handler.timeout or TIMEOUT, end - monotonic())),
+            self._app.group(handler, [envelope.message_id for envelope in envelopes]) as group,
+        ):
+            for _, plan, message, trace in read:
                 await self._app.deliver(handler, plan, message, trace, group)
 
     async def deliver(self, envelope: Envelope, end: float) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cqrs.cli import running, wiring
+from cqrs.cli import database, rows, running, wiring
 from cqrs.cli.exits import Program
 
 
@@ -17,5 +17,5 @@ def cqrs() -> None:
     """
 
 
-for _command in (running.run, wiring.list_messages, wiring.check, wiring.explain):
+for _command in (running.run, wiring.list_messages, wiring.check, wiring.explain, rows.outbox, rows.dead, database.db):
     cqrs.add_command(_command)

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from cqrs.cli.exits import Failure
 from cqrs.cli.locate import load, names_application
-
-if TYPE_CHECKING:
-    from cqrs.mediator import Mediator
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -39,6 +34,7 @@ def run(
         _reload(app_dir)
         return
     from cqrs.cli.loop import run_async
+    from cqrs.cli.opening import assigned
     from cqrs.cli.serving import Roles, log_to_stderr, serve
 
     app = assigned(load(target, factory=factory, folder=app_dir), relay=relay)
@@ -47,20 +43,6 @@ def run(
     if not (roles.relay or roles.consume):
         raise Failure(f"Application '{app.name}' has no broker, so with --no-relay there is nothing to run.")
     run_async(serve(app, roles))
-
-
-def assigned(app: Mediator, *, relay: bool) -> Mediator:
-    """Return the application with the relay on or off, whatever it was bootstrapped with."""
-    from cqrs.bootstrap import compose
-    from cqrs.describe import blueprint_of
-
-    blueprint = blueprint_of(app)
-    if blueprint.wishes.database is None:
-        message = f"Application '{app.name}' has no database, so there is nothing to relay or to consume."
-        raise Failure(message)
-    if blueprint.wishes.relay == relay:
-        return app
-    return compose(replace(blueprint, wishes=replace(blueprint.wishes, relay=relay)))
 
 
 def _reload(folder: Path) -> None:

@@ -20,12 +20,9 @@ from starlette.responses import Response
 from cqrs.errors import ConfigurationError, Problem
 from cqrs.integrations.fields import Shape, fields_of
 from cqrs.integrations.problems import INVALID, problem_responses, unfit
-from cqrs.origin import coming_from, origin_of
 from cqrs.registry import Kind
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-
     from cqrs.mediator import Mediator
     from cqrs.signature import Handler
 
@@ -71,8 +68,7 @@ def expose(
 def router(app: Mediator, *exposed: Exposed, **options: Any) -> APIRouter:
     """Return a router with a route for each exposed message; `options` are those of `fastapi.APIRouter`.
 
-    What a route sends belongs to the story of its request. Errors pass: `problems` is what answers them. Raises one
-    `ConfigurationError` that lists everything that is wrong.
+    Errors pass: `problems` is what answers them. Raises one `ConfigurationError` that lists everything that is wrong.
     """
     routes = APIRouter(**options)
     found: list[Problem] = []
@@ -115,10 +111,8 @@ def _add(
 
 
 def _endpoint(app: Mediator, shape: Shape) -> Callable[..., Any]:
-    async def endpoint(cqrs_request: Request, **values: Any) -> Any:
-        message = shape.message_of(values)
-        with coming_from(origin_of(cqrs_request.headers)):
-            return await app.send(message)
+    async def endpoint(**values: Any) -> Any:
+        return await app.send(shape.message_of(values))
 
     endpoint.__signature__ = inspect.Signature(shape.parameters)  # type: ignore[attr-defined]  # what FastAPI reads
     return endpoint

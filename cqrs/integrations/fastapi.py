@@ -3,14 +3,16 @@
 The only module that knows how a FastAPI application and an application of this toolkit belong together.
 """
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Annotated, Any
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any
 
 try:
-    from fastapi import APIRouter, Depends, FastAPI
+    from fastapi import APIRouter, FastAPI
     from starlette.requests import HTTPConnection
     from starlette.responses import JSONResponse
+    from starlette.types import ASGIApp, Receive, Scope, Send
 except ModuleNotFoundError as error:
     if error.name not in ("fastapi", "starlette"):
         raise
@@ -23,12 +25,13 @@ from cqrs.errors import MisuseError
 from cqrs.integrations.exposure import Exposed, expose, router
 from cqrs.integrations.problems import problem_response, problem_responses, problems
 from cqrs.mediator import Mediator
-from cqrs.origin import Origin, coming_from, origin_of
+from cqrs.origin import Origin, origin, origin_of, teller
 
 __all__ = [
     "Exposed",
     "Lifespan",
     "Origin",
+    "OriginMiddleware",
     "expose",
     "get_mediator",
     "get_origin",
@@ -47,9 +50,9 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 def lifespan(app: Mediator, *, consume: bool = False, inner: Lifespan | None = None) -> Lifespan:
     """Return what `FastAPI(lifespan=...)` takes: the application is open while the server runs.
 
-    With `consume` the published events that the application handles are taken from the broker meanwhile. `inner` is a
-    lifespan of yours: it begins when the application is open, ends before it closes, and what it yields is the state
-    of requests as ever.
+    Meanwhile what is sent in a request belongs to the request's story, and with `consume` the published events that
+    the application handles are taken from the broker. `inner` is a lifespan of yours: it begins when the application is
+    open, ends before it closes, and what it yields is the state of requests as ever.
     """
 
     @asynccontextmanager
@@ -59,22 +62,50 @@ def lifespan(app: Mediator, *, consume: bool = False, inner: Lifespan | None = N
             if consume:
                 await stack.enter_async_context(app.consuming())
             api.state.mediator = app
+            stack.enter_context(_with_origins(api))
             yield await stack.enter_async_context(inner(api)) if inner is not None else None
 
     return run
 
 
-async def get_origin(connection: HTTPConnection) -> AsyncGenerator[Origin]:
-    """Let what is sent in a request belong to its story, for `Depends`: correlation id and W3C trace headers.
+class OriginMiddleware:
+    """Lets what is sent in a request belong to its story: its correlation id and W3C trace headers.
 
-    As one of `FastAPI(dependencies=[...])` it does so for every route.
+    `lifespan` puts it around an application by itself; where there is another lifespan, `api.add_middleware` does.
     """
-    with coming_from(origin_of(connection.headers)) as found:
-        yield found
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve as ASGI has it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        token = teller.set(partial(origin_of, scope["headers"]))
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            teller.reset(token)
 
 
-async def get_mediator(connection: HTTPConnection, _origin: Annotated[Origin, Depends(get_origin)]) -> Mediator:
-    """Return the application that `lifespan` has opened, for `Depends`; what is sent belongs to the request's story."""
+@contextmanager
+def _with_origins(api: FastAPI) -> Generator[None]:
+    inside = api.middleware_stack or api.build_middleware_stack()
+    api.middleware_stack = OriginMiddleware(inside)  # too late for add_middleware: the lifespan runs in the stack
+    try:
+        yield
+    finally:
+        api.middleware_stack = inside
+
+
+async def get_origin() -> Origin:
+    """Return what the request says of its story, for `Depends`."""
+    return origin()
+
+
+async def get_mediator(connection: HTTPConnection) -> Mediator:
+    """Return the application that `lifespan` has opened, for `Depends`."""
     found: Mediator | None = getattr(connection.app.state, "mediator", None)
     if found is None:
         raise MisuseError(

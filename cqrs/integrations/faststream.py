@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 BATCH = 500
 """How many messages are taken from Kafka at once, and how many of a RabbitMQ queue are on their way."""
 LONGEST_PAUSE = 15.0
+IN_ORDER: Any = {"x-single-active-consumer": True, "x-delivery-limit": 1_000_000}
+"""Of a queue. RabbitMQ 4 drops what it has delivered 20 times; -1 would lift that, and drop all of it in RabbitMQ 3."""
 GRACE = 10.0
 """Seconds that what is at work has when a mounted broker stops."""
 
@@ -231,7 +233,7 @@ def _subscribe_queue(broker: Any, consumer: Consumer, name: str, topic: str, gra
         queue_type=QueueType.QUORUM,
         durable=True,
         routing_key="#",
-        arguments={"x-single-active-consumer": True},
+        arguments=IN_ORDER,
     )
     subscriber = broker.subscriber(
         queue,

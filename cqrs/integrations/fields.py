@@ -14,7 +14,6 @@ import pydantic
 from fastapi import Body, Path, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic.fields import FieldInfo
-from starlette.requests import Request
 
 BODY = "cqrs_body"
 """The name of an endpoint's parameter for the body; no field should have it."""
@@ -56,8 +55,7 @@ class Shape:
         self._is_whole = self._body is message
         self.has_input = bool(fields)
         self.has_body = self._body is not None
-        self.parameters = [_parameter("cqrs_request", Request)]
-        self.parameters += [_parameter(name, _annotated(fields[name], Path())) for name in in_path]
+        self.parameters = [_parameter(name, _annotated(fields[name], Path())) for name in in_path]
         if self._body is not None:
             self.parameters.append(_parameter(BODY, Annotated[self._body, Body()]))
         else:

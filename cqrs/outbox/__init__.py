@@ -5,5 +5,18 @@ from __future__ import annotations
 from cqrs.outbox.desk import DeadLetter, Outbox
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Pingable, Publisher, Unavailable
 from cqrs.outbox.rows import Counts
+from cqrs.outbox.survey import Backlog, Saved
 
-__all__ = ["Counts", "DeadLetter", "Failed", "Fate", "Outbox", "Outcome", "Pingable", "Publisher", "Unavailable"]
+__all__ = [
+    "Backlog",
+    "Counts",
+    "DeadLetter",
+    "Failed",
+    "Fate",
+    "Outbox",
+    "Outcome",
+    "Pingable",
+    "Publisher",
+    "Saved",
+    "Unavailable",
+]

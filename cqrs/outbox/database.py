@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from cqrs.errors import Problem
+from cqrs.errors import DatabaseUnreachable, Problem
 from cqrs.outbox import sqlite
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from cqrs.outbox.store import Dialect
 
+DRIVERS = ("asyncmy", "asyncpg", "psycopg", "pymysql", "sqlite3")
+"""Modules whose errors are a database's."""
 EXAMPLE = 'database="sqlite+aiosqlite:///app.db"'
 POOL = 20
 """How many connections an engine of the toolkit's own keeps, and as many more for a while."""
@@ -102,6 +104,20 @@ def connect(
         schema=schema,
         migrate=migrate,
     )
+
+
+async def reach(database: Database) -> None:
+    """Raise `DatabaseUnreachable`, which says in plain words why, if the database cannot be reached."""
+    try:
+        async with database.readers.connect() as connection:
+            await connection.scalar(select(1))  # one that a pool has kept may be dead
+    except (DBAPIError, OSError, TimeoutError) as error:
+        raise DatabaseUnreachable(shown(database.writers.url), getattr(error, "orig", None) or error) from error
+    except Exception as error:
+        # asyncpg raises its own errors past SQLAlchemy while it connects.
+        if type(error).__module__.partition(".")[0] not in DRIVERS:
+            raise
+        raise DatabaseUnreachable(shown(database.writers.url), error) from error
 
 
 def _url(text: str, problems: list[Problem]) -> URL | None:

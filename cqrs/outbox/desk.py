@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from cqrs.outbox.parked import chunks
 from cqrs.outbox.rows import DEAD, Counts
+from cqrs.outbox.survey import Survey, in_utc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
 
     from cqrs.outbox.store import Store
+    from cqrs.outbox.survey import Backlog, Saved
+
+
+State = Literal["ready", "waiting", "dead", "scheduled"]
 
 
 class Which(TypedDict, total=False):
@@ -56,9 +61,22 @@ class Outbox:
         """Return how many rows are on their way, wait for a retry or behind one, are dead, or not yet due."""
         return await self._store.counts()
 
+    async def backlog(self) -> list[Backlog]:
+        """Return how much has not ended for each destination: the broker, or a handler of this application."""
+        return await Survey(self._store).backlog()
+
+    async def find(self, *, limit: int = 100, state: State | None = None, **which: Unpack[Which]) -> list[Saved]:
+        """Return rows that have not ended, parked ones first: of these and of the others at most so many, oldest first.
+
+        `state` is "ready" (relays take it as soon as they can), "waiting" (for its next attempt, or behind another row
+        of its key), "dead" or "scheduled".
+        """
+        conditions = _conditions(which) if state is None else {**_conditions(which), "state": state}
+        return await Survey(self._store).find(conditions, limit)
+
     async def dead(self, *, limit: int = 100, **which: Unpack[Which]) -> list[DeadLetter]:
         """Return dead letters, the oldest first."""
-        return [_letter(row) for row in await self._store.parked.find(_conditions(which), limit)]
+        return [_letter(row) for row in await self._store.parked.find(_dead(which), limit)]
 
     async def replay(self, **which: Unpack[Which]) -> int:
         """Deliver dead letters again, with all attempts before them; returns how many.
@@ -73,7 +91,7 @@ class Outbox:
 
     async def _each(self, act: Callable[[Sequence[int]], Awaitable[int]], which: Which) -> int:
         acted = 0
-        for some in chunks(await self._store.parked.numbers(_conditions(which))):
+        for some in chunks(await self._store.parked.numbers(_dead(which))):
             # In parts: each holds the slots of its rows.
             acted += await act(some)
             self._changed()
@@ -85,8 +103,11 @@ def _conditions(which: Which) -> dict[str, Any]:
     if unknown:
         known = ", ".join(sorted(Which.__optional_keys__))
         raise TypeError(f"Parked rows have no {', '.join(unknown)}; choose by {known}")
-    conditions: dict[str, Any] = {("message_key" if name == "key" else name): value for name, value in which.items()}
-    return {**conditions, "state": DEAD}
+    return {("message_key" if name == "key" else name): value for name, value in which.items()}
+
+
+def _dead(which: Which) -> dict[str, Any]:
+    return {**_conditions(which), "state": DEAD}
 
 
 def _letter(row: Row[Any]) -> DeadLetter:
@@ -100,5 +121,5 @@ def _letter(row: Row[Any]) -> DeadLetter:
         row.payload,
         row.attempts,
         row.error or "",
-        row.created_at if row.created_at.tzinfo else row.created_at.replace(tzinfo=UTC),
+        in_utc(row.created_at),
     )

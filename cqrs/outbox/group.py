@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Self
 from sqlalchemy.exc import DBAPIError
 
 from cqrs.codec import Envelope
-from cqrs.outbox.transaction import Transaction, shielded
+from cqrs.errors import TransactionMisuse
+from cqrs.outbox.transaction import AlreadyTaken, Transaction, shielded
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
+    from cqrs.outbox.store import Store
     from cqrs.signature import Handler
 
 TRANSIENT = frozenset({"40001", "40P01", "1205", "1213"})
@@ -25,19 +27,23 @@ Saved = Callable[[Sequence[Envelope]], None]
 
 
 class Group:
-    """One connection and one transaction; each delivery has a session of its own over them, and its inbox row.
+    """One connection and one transaction; each delivery has a session of its own over them.
 
-    Leaving it commits, and what was emitted is saved with that, in the order of the deliveries; an exception rolls
-    all of them back.
+    Their inbox rows are its first statement: `AlreadyTaken` is raised where one of them is there. Leaving it commits,
+    and what was emitted is saved with that, in the order of the deliveries; an exception rolls all of them back.
     """
 
     def __init__(
         self,
-        engine: AsyncEngine,
-        make: Callable[[AsyncConnection, tuple[str, str], Saved], Transaction],
+        store: Store,
+        handler: Handler,
+        message_ids: Sequence[str],
+        make: Callable[[AsyncConnection, Saved], Member],
         saved: Saved,
     ) -> None:
-        self._engine = engine
+        self._store = store
+        self._handler = handler
+        self._message_ids = message_ids
         self._make = make
         self._saved = saved
         self._envelopes: list[Envelope] = []
@@ -45,14 +51,19 @@ class Group:
         self._transaction: AsyncTransaction
 
     async def __aenter__(self) -> Self:
-        """Begin."""
-        self._connection = await self._engine.connect()
+        """Begin, and take the messages."""
+        self._connection = await self._store.writers.connect()
         try:
             self._transaction = await self._connection.begin()
+            await self._take()
         except BaseException:
             await shielded(self._connection.close())
             raise
         return self
+
+    async def _take(self) -> None:
+        if not await self._store.inbox.take_all(self._connection, self._handler.name, self._message_ids):
+            raise AlreadyTaken
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -60,9 +71,9 @@ class Group:
         """Commit, or roll back after an exception; neither is cut short by a cancellation."""
         await shielded(self._end(commit=kind is None))
 
-    def deliver_to(self, handler: Handler, message_id: str) -> Transaction:
-        """Return a unit whose effects, and whose inbox row, are part of this transaction."""
-        return self._make(self._connection, (handler.name, message_id), self._envelopes.extend)
+    def unit(self) -> Member:
+        """Return a unit whose effects are part of this transaction."""
+        return self._make(self._connection, self._envelopes.extend)
 
     async def _end(self, *, commit: bool) -> None:
         try:
@@ -72,6 +83,28 @@ class Group:
             await self._connection.close()
         if commit and self._envelopes:
             self._saved(self._envelopes)
+
+
+class Member(Transaction):
+    """The unit of one delivery of a group: its session is closed at its end, and the group commits."""
+
+    async def commit(self) -> None:
+        """Flush and insert what was emitted; a failure of either is this message's."""
+        if self._spoiled is not None:
+            raise TransactionMisuse(self._spoiled)
+        await self._prepare()
+        if self._envelopes:
+            await self.session.run_sync(self._insert)
+            self._saved(self._envelopes)
+        await self.rollback()
+
+    async def rollback(self) -> None:
+        """Close the session, which leaves the transaction to the group."""
+        self._ending = True
+        self._envelopes = []
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.sync_session.close()
 
 
 def is_transient(error: BaseException) -> bool:

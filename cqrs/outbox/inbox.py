@@ -5,17 +5,20 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, exists, or_, select
+from sqlalchemy import bindparam, delete, exists, or_, select
 
 from cqrs.outbox.parked import chunks
 from cqrs.outbox.rows import DEAD
 
 ID_LIMIT = 255
+COUNTED = {"preserve_rowcount": True}
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
+    from sqlalchemy import Insert
     from sqlalchemy.engine import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from cqrs.codec import Envelope
     from cqrs.outbox.store import Store
@@ -30,7 +33,22 @@ class Inbox:
 
     def take(self, connection: Connection, handler: str, message_id: str) -> bool:
         """Write a handler's inbox row; returns whether it was not there yet."""
-        return self._store.dialect.take(connection, self._store, handler, fitting(message_id))
+        taking = self._store.prepared("take", self._taking)
+        row = taking.parameters({"handler": handler, "message_id": fitting(message_id)})
+        return self._store.dialect.run(connection, taking.statement, row) == 1
+
+    def _taking(self) -> Insert:
+        row = {"handler": bindparam("handler"), "message_id": bindparam("message_id"), "handled_at": self._store.now()}
+        return self._store.dialect.taking(self._table).values(row)
+
+    async def take_all(self, connection: AsyncConnection, handler: str, message_ids: Collection[str]) -> bool:
+        """Write a handler's inbox rows of several messages; returns whether none of them was there yet."""
+        ids = sorted({fitting(message_id) for message_id in message_ids})
+        now = self._store.now()
+        rows = [{"handler": handler, "message_id": message_id, "handled_at": now} for message_id in ids]
+        taking = self._store.dialect.taking(self._table).values(rows).execution_options(**COUNTED)
+        written = (await connection.execute(taking)).rowcount
+        return len(message_ids) == len(ids) == int(written)
 
     async def taken(self, envelopes: Sequence[Envelope]) -> set[tuple[str, str]]:
         """Return the (handler, message id) pairs among these that the inbox holds."""

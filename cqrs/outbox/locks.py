@@ -20,6 +20,7 @@ from cqrs.outbox.store import Nothing
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
+    from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from cqrs.outbox.rows import Claimed, Probe, Verdict, View
@@ -29,6 +30,9 @@ MOST_BYTES = 16 * 1024 * 1024
 """How many bytes of bodies a claim may have, as far as the one before lets guess."""
 CAREFUL = 100
 """How many rows are taken while it is not known how large they are."""
+
+
+COUNTED = {"preserve_rowcount": True}
 
 
 class Server:
@@ -48,6 +52,10 @@ class Server:
     def short(self, engine: AsyncEngine) -> AsyncEngine:
         """Return the engine with transactions in which each statement sees what was committed before it."""
         return engine.execution_options(isolation_level="READ COMMITTED")
+
+    def run(self, connection: Connection, statement: str, parameters: Any) -> int:
+        """Run a compiled statement; returns how many rows it touched."""
+        return int(connection.exec_driver_sql(statement, parameters, COUNTED).rowcount)
 
 
 class Slots(Protocol):

@@ -7,8 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from sqlalchemy import ColumnElement, func, literal_column, select, text
-from sqlalchemy.dialects.mysql import insert
+from sqlalchemy import ColumnElement, func, insert, literal_column, select, text
 
 from cqrs.outbox.locks import Appetite, LockedLane, Server
 from cqrs.outbox.rows import Claimed, Lane, View, by_slot, claimed
@@ -17,7 +16,7 @@ from cqrs.outbox.store import Nothing
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy import Insert, Table
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from cqrs.outbox.store import Store
@@ -41,10 +40,9 @@ class MySQL(Server):
         """Return the seconds from the database's time to a stored moment."""
         return func.timestampdiff(literal_column("MICROSECOND"), func.utc_timestamp(6), moment) / 1e6
 
-    def take(self, connection: Connection, store: Store, handler: str, message_id: str) -> bool:
-        """Write an inbox row unless it is there; returns whether it was not."""
-        row = insert(store.tables.inbox).values(handler=handler, message_id=message_id, handled_at=store.now())
-        return connection.execute(row.prefix_with("IGNORE").execution_options(preserve_rowcount=True)).rowcount == 1
+    def taking(self, inbox: Table) -> Insert:
+        """Return what writes inbox rows unless they are there."""
+        return insert(inbox).prefix_with("IGNORE")
 
     async def check(self, store: Store) -> None:
         """Rely on nothing that could be changed."""

@@ -22,7 +22,7 @@ from cqrs.outbox.store import Nothing
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy import Insert, Table
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from cqrs.outbox.store import Store
@@ -57,10 +57,9 @@ class PostgreSQL(Server):
         """Return the seconds from the database's time to a stored moment."""
         return extract("epoch", moment - func.statement_timestamp())
 
-    def take(self, connection: Connection, store: Store, handler: str, message_id: str) -> bool:
-        """Write an inbox row unless it is there; returns whether it was not."""
-        row = insert(store.tables.inbox).values(handler=handler, message_id=message_id, handled_at=store.now())
-        return connection.execute(row.on_conflict_do_nothing().execution_options(preserve_rowcount=True)).rowcount == 1
+    def taking(self, inbox: Table) -> Insert:
+        """Return what writes inbox rows unless they are there."""
+        return insert(inbox).on_conflict_do_nothing()
 
     async def check(self, store: Store) -> None:
         """Refuse a sequence that hands out ids in advance: a floor may then pass over rows that are still to come."""

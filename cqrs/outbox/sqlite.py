@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, event, func, literal
+from sqlalchemy import ColumnElement, event, func, insert, literal
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
@@ -17,6 +17,7 @@ from cqrs.outbox.leases import LeasedLane
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from sqlalchemy import Insert, Table
     from sqlalchemy.engine import URL, Connection
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -78,11 +79,13 @@ class SQLite:
         """Return the seconds from the database's time to a stored moment."""
         return (func.julianday(moment) - func.julianday("now")) * 86400.0
 
-    def take(self, connection: Connection, store: Store, handler: str, message_id: str) -> bool:
-        """Write an inbox row unless it is there; returns whether it was not."""
-        inbox = store.tables.inbox.fullname
-        statement = f"INSERT OR IGNORE INTO {inbox} (handler, message_id, handled_at) VALUES (?, ?, {NOW})"  # noqa: S608 - the name is checked at bootstrap
-        return execute(connection, statement, handler, message_id, shift(store.ahead)) == 1
+    def taking(self, inbox: Table) -> Insert:
+        """Return what writes inbox rows unless they are there."""
+        return insert(inbox).prefix_with("OR IGNORE")
+
+    def run(self, connection: Connection, statement: str, parameters: Sequence[Any]) -> int:
+        """Run a compiled statement in one trip; returns how many rows it touched."""
+        return execute(connection, statement, *parameters)
 
     async def check(self, store: Store) -> None:
         """Rely on nothing that could be changed."""

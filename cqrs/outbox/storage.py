@@ -10,17 +10,16 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from sqlalchemy import inspect, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from cqrs import migrations
 from cqrs.codec import BROKER
-from cqrs.errors import DatabaseUnreachable, DrainTimeout, NotOpen, SchemaError
+from cqrs.errors import DrainTimeout, NotOpen, SchemaError
 from cqrs.outbox.carrier import Carrier
-from cqrs.outbox.database import shown
+from cqrs.outbox.database import reach, shown
 from cqrs.outbox.desk import Outbox
-from cqrs.outbox.group import Group, Saved
+from cqrs.outbox.group import Group, Member, Saved
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import DEAD
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
@@ -46,7 +45,6 @@ Work = TypeVar("Work", bound=Transaction)
 
 REMEMBERED = 100_000
 """How many events that this process emitted `drain` waits for: the last ones."""
-DRIVERS = ("asyncmy", "asyncpg", "psycopg", "pymysql", "sqlite3")
 HOUSEKEEPING = 60.0
 UNCLAIMED = 900.0
 LOOK = 0.05
@@ -116,14 +114,14 @@ class Storage:
         """Return a unit in which this handler's inbox row says that it has taken this message."""
         return self._unit(Transaction, self._writing, takes=(handler.name, message_id))
 
-    def group(self) -> Group:
-        """Return one transaction for several deliveries, to be entered."""
+    def group(self, handler: Handler, message_ids: Sequence[str]) -> Group:
+        """Return one transaction in which a handler takes several messages, to be entered."""
 
-        def make(connection: AsyncConnection, takes: tuple[str, str], saved: Saved) -> Transaction:
+        def make(connection: AsyncConnection, saved: Saved) -> Member:
             session = partial(self._writing, bind=connection, join_transaction_mode="rollback_only")
-            return self._unit(Transaction, session, takes=takes, saved=saved)
+            return self._unit(Member, session, saved=saved)
 
-        return Group(self.store.writers, make, self._saved)
+        return Group(self.store, handler, message_ids, make, self._saved)
 
     async def has_taken(self, handler: Handler, message_id: str) -> bool:
         """Whether the inbox says that this handler has taken this message."""
@@ -205,16 +203,7 @@ class Storage:
 
     async def connect(self) -> None:
         """Raise `DatabaseUnreachable`, which says in plain words why, if the database cannot be reached."""
-        try:
-            async with self.store.readers.connect() as connection:
-                await connection.scalar(select(1))  # one that a pool has kept may be dead
-        except (DBAPIError, OSError, TimeoutError) as error:
-            raise DatabaseUnreachable(_shown(self._database), getattr(error, "orig", None) or error) from error
-        except Exception as error:
-            # asyncpg raises its own errors past SQLAlchemy while it connects.
-            if type(error).__module__.partition(".")[0] not in DRIVERS:
-                raise
-            raise DatabaseUnreachable(_shown(self._database), error) from error
+        await reach(self._database)
 
     async def _check_schema(self) -> None:
         database = self._database
@@ -359,10 +348,6 @@ async def _end(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _shown(database: Database) -> str:
-    return shown(database.writers.url)
-
-
 def _has_tables(connection: Any, prefix: str) -> bool:
     return any(name.startswith(prefix) for name in inspect(connection).get_table_names())
 
@@ -372,7 +357,7 @@ def _migrate(connection: Any, database: Database) -> None:
 
 
 def _schema_advice(number: int, database: Database) -> str:
-    url = _shown(database)
+    url = shown(database.writers.url)
     if number > VERSION:
         return (
             f"{url} has schema number {number}, and this version of cqrs-toolkit knows {VERSION}: the database was "
@@ -381,6 +366,6 @@ def _schema_advice(number: int, database: Database) -> str:
     found = "no tables of cqrs-toolkit" if number == 0 else f"schema number {number}"
     return (
         f"{url} has {found}, and this version needs number {VERSION}. Add `cqrs.migrations.upgrade(op, to={VERSION})` "
-        "to a revision of your Alembic project and run `alembic upgrade head`; without Alembic, pass migrate=True to "
-        "bootstrap."
+        "to a revision of your Alembic project and run `alembic upgrade head`; without Alembic, run "
+        "`cqrs db upgrade`, or pass migrate=True to bootstrap."
     )

@@ -32,6 +32,7 @@ from sqlalchemy.exc import IntegrityError
 from cqrs.codec import BROKER
 from cqrs.outbox.inbox import Inbox
 from cqrs.outbox.parked import Parked, chunks
+from cqrs.outbox.prepared import Prepared
 from cqrs.outbox.rows import COPIED, DEAD, SCHEDULED, WAITING, Claimed, Counts, Probe, Verdict, View
 from cqrs.schema import tables
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Executable, Insert, Table
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -133,8 +134,12 @@ class Dialect(Protocol):
         """Return the seconds from the database's time to a stored moment."""
         ...
 
-    def take(self, connection: Connection, store: Store, handler: str, message_id: str) -> bool:
-        """Write an inbox row unless it is there; returns whether it was not."""
+    def taking(self, inbox: Table) -> Insert:
+        """Return what writes inbox rows unless they are there."""
+        ...
+
+    def run(self, connection: Connection, statement: str, parameters: Any) -> int:
+        """Run a compiled statement; returns how many rows it touched."""
         ...
 
     async def check(self, store: Store) -> None:
@@ -193,7 +198,7 @@ class Store:
         self.strict = strict
         self.logged = logged
         self.ahead = 0.0
-        self._adding: Adding | None = None
+        self._prepared: dict[str, Prepared] = {}
         self.parked = Parked(self)
         self.inbox = Inbox(self)
 
@@ -210,6 +215,13 @@ class Store:
     def now(self, seconds: float = 0.0) -> Any:
         """Return the moment so many seconds from now, as an expression in the database's clock."""
         return self.dialect.later(self.ahead + seconds)
+
+    def prepared(self, name: str, make: Callable[[], Executable]) -> Prepared:
+        """Return a statement by its name, made and compiled at its first use."""
+        found = self._prepared.get(name)
+        if found is None or found.ahead != self.ahead:
+            found = self._prepared[name] = Prepared(make(), self.writers.dialect, self.ahead)
+        return found
 
     # Saving
 
@@ -231,10 +243,13 @@ class Store:
             self._pass_through(connection, logged)
 
     def _insert(self, connection: Connection, envelopes: Sequence[Envelope]) -> None:
-        if self._adding is None or self._adding.ahead != self.ahead:
-            self._adding = Adding(self)
-        rows = [self._adding.parameters(self.values(envelope)) for envelope in envelopes]
-        connection.exec_driver_sql(self._adding.statement, rows if len(rows) > 1 else rows[0])
+        adding = self.prepared("add", self._adding)
+        rows = [adding.parameters(self.values(envelope)) for envelope in envelopes]
+        connection.exec_driver_sql(adding.statement, rows if len(rows) > 1 else rows[0])
+
+    def _adding(self) -> Executable:
+        given: dict[str, Any] = {name: bindparam(name) for name in COPIED if name != "created_at"}
+        return insert(self.tables.outbox).values(created_at=self.now(), **given).inline()
 
     def _pass_through(self, connection: Connection, envelopes: Sequence[Envelope]) -> None:
         table = self.tables.outbox
@@ -396,24 +411,6 @@ class Store:
                 if absent:
                     await connection.execute(insert(slot), absent)
         return {**wanted, **found}
-
-
-class Adding:
-    """The statement that adds a row, compiled for the driver once: to compile it costs as much as to run it."""
-
-    def __init__(self, store: Store) -> None:
-        self.ahead = store.ahead
-        given: dict[str, Any] = {name: bindparam(name) for name in COPIED if name != "created_at"}
-        added = insert(store.tables.outbox).values(created_at=store.now(), **given).inline()
-        compiled = added.compile(dialect=store.writers.dialect)
-        self.statement = str(compiled)
-        self._fixed = {name: value for name, value in compiled.params.items() if name not in given}
-        self._order = compiled.positiontup
-
-    def parameters(self, values: Mapping[str, Any]) -> Any:
-        """Return what the driver wants: in places, or by name."""
-        named = {**self._fixed, **values}
-        return named if self._order is None else tuple([named[name] for name in self._order])
 
 
 def _emitted(envelope: Envelope) -> datetime:

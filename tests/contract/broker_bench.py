@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from uuid import uuid4
 
+import cqrs
 from cqrs.codec import Envelope
-from cqrs.outbox import Fate, Outcome, Publisher
+from cqrs.outbox import Fate, Outcome, Pingable, Publisher
 from tests.proxy import Proxy
 
 TIMEOUT = 2.0
@@ -59,6 +60,17 @@ class BrokerBench:
 
     async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
         return await self.inner.publish([self.prepared(envelope) for envelope in envelopes])
+
+    async def ping(self) -> None:
+        assert isinstance(self.inner, Pingable)
+        await self.inner.ping()
+
+    async def is_in_reach(self) -> bool:
+        try:
+            await self.ping()
+        except cqrs.PublishError:
+            return False
+        return True
 
     def prepared(self, envelope: Envelope) -> Envelope:
         """Return an envelope as this bench publishes it."""

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+import pytest
+
+import cqrs
 from cqrs.codec import Envelope
 from cqrs.outbox import Failed, Fate, Outcome, Publisher, Unavailable
 from tests.proxy import Proxy
@@ -150,6 +153,17 @@ class BrokerContract(PublisherContract):
         outcomes = await bench.publisher.publish([letter("1", "a"), letter("2", "a"), letter("3", "b")])
         assert shape(outcomes) == ["unavailable", "not sent", "unavailable"]
         assert all(outcome.everything for outcome in outcomes if isinstance(outcome, Unavailable))
+
+    async def test_a_broker_in_reach_answers_a_ping_and_one_that_is_gone_says_so(self, bench: BrokerBench):
+        await bench.ping()
+        bench.proxy.cut()
+        with pytest.raises(cqrs.PublishError, match="is out of reach"):
+            async with asyncio.timeout(20):
+                await bench.ping()
+        bench.proxy.resume()
+        async with asyncio.timeout(30):
+            while not await bench.is_in_reach():  # noqa: ASYNC110 - a broker tells nobody
+                await asyncio.sleep(0.05)
 
     async def test_a_broker_that_is_back_takes_what_it_missed(self, bench: BrokerBench):
         await bench.publisher.publish([letter("0")])

@@ -28,6 +28,7 @@ COVERED_ELSEWHERE = {
     "pip install 'cqrs-toolkit[postgres,kafka]'": "wants the network; `make test` sets up its environment with it",
     "pip install cqrs-toolkit 'psycopg[binary]'": "wants the network; `make test` sets up its environment with it",
     "pip install 'cqrs-toolkit[kafka]'": "wants the network; `make test` sets up its environment with it",
+    "pip install 'cqrs-toolkit[faststream,kafka]'": "wants the network; `make test` sets up its environment with it",
     "pip install 'cqrs-toolkit[rabbitmq]'": "wants the network; `make test` sets up its environment with it",
     "pip install 'cqrs-toolkit[fastapi]'": "wants the network; `make test` sets up its environment with it",
     "pip install 'cqrs-toolkit[fastapi]' uvicorn": "wants the network; `make test` sets up its environment with it",

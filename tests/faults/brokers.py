@@ -12,6 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from pydantic_core import from_json
 
+from cqrs.integrations.faststream import IN_ORDER
 from tests.faults.application import NARROW, WIDE, Setting
 from tests.faults.checker import Mark
 
@@ -140,7 +141,7 @@ class OnRabbitMQ:
                 await channel.exchange_declare(topic, exchange_type="topic", durable=True)
                 await channel.exchange_declare(f"{topic}.out", exchange_type="topic", durable=True)
                 quorum = {"x-queue-type": "quorum"}
-                await channel.queue_declare(own, durable=True, arguments=quorum | {"x-single-active-consumer": True})
+                await channel.queue_declare(own, durable=True, arguments=quorum | IN_ORDER)
                 await channel.queue_declare(f"{topic}.log", durable=True, arguments=quorum)
                 for target in (own, f"{topic}.log"):
                     await channel.queue_bind(target, f"{topic}.out", "#")

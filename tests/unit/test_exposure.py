@@ -8,7 +8,7 @@ import pydantic
 import pytest
 
 import cqrs
-from cqrs.integrations.fastapi import expose, problems, router
+from cqrs.integrations.fastapi import expose, lifespan, problems, router
 from tests.unit.web import client
 
 Sku = Annotated[str, pydantic.StringConstraints(min_length=2, strip_whitespace=True)]
@@ -94,7 +94,7 @@ def app(registry: cqrs.Registry) -> cqrs.Mediator:
 
 
 def api_of(app: cqrs.Mediator, *exposed: Any, **options: Any) -> fastapi.FastAPI:
-    api = fastapi.FastAPI(exception_handlers=problems())
+    api = fastapi.FastAPI(lifespan=lifespan(app), exception_handlers=problems())
     api.include_router(router(app, *exposed, **options))
     return api
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 import cqrs
-from cqrs.integrations.fastapi import Origin, get_mediator, get_origin, lifespan, probes
+from cqrs.integrations.fastapi import Origin, OriginMiddleware, get_mediator, get_origin, lifespan, probes
 from cqrs.origin import origin
 from tests.unit.support import RecordingPublisher
 from tests.unit.web import client
@@ -100,11 +100,11 @@ async def test_a_route_is_given_the_application_and_what_it_sends_belongs_to_the
     async with client(api) as asking:
         answer = await asking.post("/ask", json={}, headers={"x-correlation-id": "story-1", "traceparent": PARENT})
     assert answer.json() == f"what story-1 {PARENT}"
-    assert origin.get() is None
+    assert origin() == Origin()
 
 
 async def test_the_design_s_route_works_as_written(app: cqrs.Mediator):
-    api = fastapi.FastAPI(lifespan=lifespan(app), dependencies=[fastapi.Depends(get_origin)])
+    api = fastapi.FastAPI(lifespan=lifespan(app))
 
     def get_my_mediator() -> cqrs.RequestMediator:
         return app
@@ -128,6 +128,32 @@ async def test_a_route_may_ask_for_the_origin_itself(app: cqrs.Mediator):
     async with client(api) as asking:
         assert (await asking.get("/story", headers={"x-correlation-id": "story-3"})).json() == "story-3"
         assert (await asking.get("/story")).json() is None
+
+
+async def test_where_there_is_another_lifespan_a_middleware_takes_the_story(app: cqrs.Mediator):
+    @asynccontextmanager
+    async def mine(api: fastapi.FastAPI) -> AsyncGenerator[None]:
+        async with app:
+            yield
+
+    api = fastapi.FastAPI(lifespan=mine)
+    api.add_middleware(OriginMiddleware)
+
+    @api.post("/ask")
+    async def ask(command: Ask) -> str:
+        return await app.send(command)
+
+    async with client(api) as asking:
+        answer = await asking.post("/ask", json={}, headers={"x-correlation-id": "story-4"})
+    assert answer.json() == "what story-4 None"
+
+
+async def test_after_the_lifespan_the_api_is_as_it_was(app: cqrs.Mediator):
+    api = fastapi.FastAPI(lifespan=lifespan(app))
+    for _ in range(2):
+        async with api.router.lifespan_context(api):
+            assert isinstance(api.middleware_stack, OriginMiddleware)
+        assert not isinstance(api.middleware_stack, OriginMiddleware)
 
 
 async def test_an_application_that_nobody_has_opened_says_how(app: cqrs.Mediator):

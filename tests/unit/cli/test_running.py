@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import cqrs
-from cqrs.cli.running import assigned
+from cqrs.cli.opening import assigned
 from tests.unit.cli.support import run, shop
 from tests.unit.conftest import WritePackage
 
@@ -170,7 +170,7 @@ def test_neither_role_is_a_wrong_usage(name: str):
 def test_an_application_without_a_database_has_nothing_to_run(package: WritePackage):
     name = package({"main.py": "import cqrs\n\napp = cqrs.bootstrap(registry=cqrs.Registry(), name='shop')\n"})
     assert run("run", f"{name}.main:app", code=1).stderr == (
-        "Error: Application 'shop' has no database, so there is nothing to relay or to consume.\n"
+        "Error: Application 'shop' has no database, so it has no outbox.\n"
     )
 
 

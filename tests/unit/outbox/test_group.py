@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 import cqrs
 from cqrs.outbox.group import is_transient
+from cqrs.outbox.transaction import AlreadyTaken
 from tests.unit.outbox.support import run_sql, storage_of
 
 
@@ -119,13 +120,16 @@ async def test_the_messages_of_a_group_share_a_transaction(registry: cqrs.Regist
     async with app:
         with pytest.raises(ZeroDivisionError):
             await fail_after(
-                app.group(), lambda group: app.deliver(handler, plan, Counted(number=1), trace("m1"), group)
+                app.group(handler, ["m1"]),
+                lambda group: app.deliver(handler, plan, Counted(number=1), trace("m1"), group),
             )
         assert not await storage_of(app).has_taken(handler, "m1")
-        async with app.group() as group:
+        async with app.group(handler, ["m1", "m2"]) as group:
             await app.deliver(handler, plan, Counted(number=1), trace("m1"), group)
             await app.deliver(handler, plan, Counted(number=2), trace("m2"), group)
-            await app.deliver(handler, plan, Counted(number=1), trace("m1"), group)
+        for ids in (["m2", "m3"], ["m4", "m4"]):
+            with pytest.raises(AlreadyTaken):
+                await app.group(handler, ids).__aenter__()
     assert await run_sql(database, "select number from noted order by number") == [1, 2]
 
 

@@ -133,7 +133,7 @@ async def test_a_schema_that_is_behind_is_refused_with_the_command_to_run(shop: 
     assert str(caught.value) == (
         f"{shop.database} has schema number 1, and this version needs number 2. Add "
         "`cqrs.migrations.upgrade(op, to=2)` to a revision of your Alembic project and run `alembic upgrade head`; "
-        "without Alembic, pass migrate=True to bootstrap."
+        "without Alembic, run `cqrs db upgrade`, or pass migrate=True to bootstrap."
     )
 
 

@@ -1,0 +1,237 @@
+"""What is consumed from Kafka in a second: handlers that write a row, each message once, against loops by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from time import perf_counter_ns
+from typing import Any
+from uuid import uuid4
+from zlib import crc32
+
+import pydantic
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+import cqrs
+from benchmarks import raw, servers
+from benchmarks.effort import Effort
+from benchmarks.lines import Bar, Job, Line, ratio
+from benchmarks.ours import Contestant, alternate
+from benchmarks.relay import rates
+from benchmarks.rows import PAYLOAD, body_of, drawn_keys
+from cqrs.consuming import Consumer
+from cqrs.reading import Received
+
+KEYS = 1_000
+LANES = 16
+GROUP = 50
+BATCH = 500
+EFFECT = "INSERT INTO effect (order_id, customer) VALUES ({}, {})"
+CREATE = "CREATE TABLE effect (id BIGSERIAL PRIMARY KEY, order_id VARCHAR(50), customer VARCHAR(50))"
+OURS = text(EFFECT.format(":order_id", ":customer"))
+
+
+class Order(pydantic.BaseModel):
+    """What is in a message, for those who read it by hand."""
+
+    order_id: str
+    customer: str
+    note: str
+
+
+async def consuming(effort: Effort) -> list[Line]:
+    """A transaction a message, groups of 50, and the same by hand with as many lanes."""
+    number = effort.rows // 10
+    async with AsyncExitStack() as stack:
+        topic = await stack.enter_async_context(_filled_topic(number))
+        url = await stack.enter_async_context(servers.scratch(servers.POSTGRESQL))
+        engine = create_async_engine(url)
+        stack.push_async_callback(engine.dispose)
+        async with engine.begin() as connection:
+            await connection.execute(text(CREATE))
+            await connection.execute(text("CREATE TABLE by_hand (message_id VARCHAR(255) PRIMARY KEY)"))
+        contestants: dict[str, Contestant] = {
+            "by_hand": lambda: _by_hand(engine, url, topic, number),
+            "ours": lambda: _ours(url, topic, number, group=1),
+            "grouped": lambda: _ours(url, topic, number, group=GROUP),
+        }
+        taken = await alternate(contestants, effort.few_rounds)
+    conditions = f"{number:,} messages of {PAYLOAD} bytes, {KEYS:,} keys, {raw.PARTITIONS} partitions, {LANES} lanes"
+    against, spread = ratio(taken["by_hand"], taken["ours"])
+    grouped, grouped_spread = ratio(taken["ours"], taken["grouped"])
+    return [
+        Line(
+            name="consuming-kafka",
+            what="Kafka → handler with inbox on PostgreSQL, a transaction a message, against aiokafka and asyncpg",
+            bar=Bar(0.6),
+            measured=against,
+            spread=spread,
+            rates=rates(taken, {"ours": "ours", "by_hand": "by hand"}),
+            conditions=conditions,
+        ),
+        Line(
+            name="consuming-kafka-grouped",
+            what=f"the same in groups of {GROUP}, against a transaction a message",
+            bar=Bar(2.0),
+            measured=grouped,
+            spread=grouped_spread,
+            rates=rates(taken, {"grouped": "grouped", "ours": "one by one"}),
+            conditions=conditions,
+        ),
+    ]
+
+
+@asynccontextmanager
+async def _filled_topic(number: int) -> AsyncIterator[str]:
+    from aiokafka import AIOKafkaProducer
+
+    async with raw.kafka_topic() as topic:
+        producer = AIOKafkaProducer(bootstrap_servers=servers.kafka_servers(), acks="all", linger_ms=5)
+        await producer.start()
+        try:
+            futures = []
+            for n, key in enumerate(drawn_keys(number, KEYS), 1):
+                headers = [(name, value.encode()) for name, value in {**raw.WIRE, "ce_id": f"event-{n}"}.items()]
+                futures.append(await producer.send(topic, body_of(n, key), key=key.encode(), headers=headers))
+            await asyncio.gather(*futures)
+        finally:
+            await producer.stop()
+        yield topic
+
+
+class Watch:
+    """Measures from the first message until so many have ended."""
+
+    def __init__(self, number: int) -> None:
+        self._number = self._left = number
+        self._began = 0
+        self.ended = asyncio.Event()
+
+    def begin(self) -> None:
+        self._began = self._began or perf_counter_ns()
+
+    def end(self, number: int) -> None:
+        self._left -= number
+        if self._left <= 0:
+            self._taken = (perf_counter_ns() - self._began) / self._number
+            self.ended.set()
+
+    async def taken(self) -> float:
+        """Return the nanoseconds a message."""
+        async with asyncio.timeout(300):
+            await self.ended.wait()
+        return self._taken
+
+
+async def _ours(url: str, topic: str, number: int, *, group: int) -> float:
+    """Consume all of a topic in a consumer group of our own, with tables of our own."""
+    watch = Watch(number)
+    app = application(url, topic, group)
+    async with app, app.consuming():
+        assert app.consumer is not None
+        _watch(app.consumer, watch)
+        return await watch.taken()
+
+
+def application(url: str, topic: str, group: int) -> cqrs.Mediator:
+    registry = cqrs.Registry()
+
+    @registry.integration_event(topic=topic, key="customer", name="OrderPlaced")
+    class OrderPlaced(cqrs.Event):
+        order_id: str
+        customer: str
+        note: str
+
+    async def write(event: Any, session: AsyncSession) -> None:
+        await session.execute(OURS, {"order_id": event.order_id, "customer": event.customer})
+
+    write.__annotations__["event"] = OrderPlaced
+    registry.event_handler(group=group)(write)
+    name = f"benchmarks-{uuid4().hex[:8]}"
+    return cqrs.bootstrap(
+        registry=registry,
+        name=name,
+        database=url,
+        broker=f"kafka://{servers.kafka_servers()}",
+        relay=False,
+        migrate=True,
+        prefix=f"{name.replace('-', '_')}_",
+    )
+
+
+def _watch(consumer: Consumer, watch: Watch) -> None:
+    take = consumer.take
+
+    async def watched(received: Sequence[Received]) -> bool:
+        watch.begin()
+        ended = await take(received)
+        watch.end(len(received))
+        return ended
+
+    consumer.take = watched  # type: ignore[method-assign]
+
+
+async def _by_hand(engine: AsyncEngine, url: str, topic: str, number: int) -> float:
+    """What a careful person writes with the drivers alone: lanes by key, an inbox row in each transaction."""
+    import asyncpg
+    from aiokafka import AIOKafkaConsumer
+
+    async with engine.begin() as connection:
+        await connection.execute(text("TRUNCATE by_hand"))
+    place = make_url(url)
+    pool = await asyncpg.create_pool(
+        host=place.host,
+        port=place.port,
+        user=place.username,
+        password=place.password,
+        database=place.database,
+        min_size=LANES,
+        max_size=LANES,
+    )
+    watch = Watch(number)
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=servers.kafka_servers(),
+        group_id=f"by-hand-{uuid4().hex[:8]}",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+    )
+    await consumer.start()
+    try:
+        while not watch.ended.is_set():
+            found = await consumer.getmany(timeout_ms=200, max_records=BATCH)
+            records = [record for some in found.values() for record in some]
+            if records:
+                watch.begin()
+                await _take_by_hand(pool, records)
+                await consumer.commit()
+                watch.end(len(records))
+        return await watch.taken()
+    finally:
+        await consumer.stop()
+        await pool.close()
+
+
+async def _take_by_hand(pool: Any, records: Sequence[Any]) -> None:
+    lanes: dict[int, list[Any]] = {}
+    for record in records:
+        lanes.setdefault(crc32(record.key) % LANES, []).append(record)
+
+    async def take(lane: Sequence[Any]) -> None:
+        async with pool.acquire() as connection:
+            for record in lane:
+                message_id = dict(record.headers)["ce_id"].decode()
+                order = Order.model_validate_json(record.value)
+                async with connection.transaction():
+                    inbox = "INSERT INTO by_hand VALUES ($1) ON CONFLICT DO NOTHING"
+                    if await connection.execute(inbox, message_id) == "INSERT 0 1":
+                        await connection.execute(EFFECT.format("$1", "$2"), order.order_id, order.customer)
+
+    await asyncio.gather(*map(take, lanes.values()))
+
+
+JOBS = [
+    Job("consuming-kafka", "Kafka → handler", consuming, (servers.POSTGRESQL, servers.KAFKA)),
+]

@@ -1,0 +1,26 @@
+"""A statement compiled for the driver once: to compile one costs as much as to run it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Dialect, Executable
+
+
+class Prepared:
+    """The text of a statement, and its parameters as the driver wants them. `ahead` is the clock it was made with."""
+
+    def __init__(self, statement: Executable, dialect: Dialect, ahead: float) -> None:
+        compiled: Any = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
+        self.ahead = ahead
+        self.statement = str(compiled)
+        self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
+        self._order = compiled.positiontup
+
+    def parameters(self, values: Mapping[str, Any]) -> Any:
+        """Return what the driver wants: in places, or by name."""
+        named = {**self._fixed, **values}
+        return named if self._order is None else tuple([named[name] for name in self._order])
