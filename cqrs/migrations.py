@@ -116,7 +116,8 @@ def differences(connection: Connection, *, prefix: str = "cqrs_", schema: str | 
     tables(wanted, prefix)
     names = {table.name for table in wanted.tables.values()}
     # Known by name, so that reading the tables back does not warn of a type that SQLAlchemy has not heard of.
-    ischema_names.setdefault("xid8", sa.BigInteger)
+    types: dict[str, Any] = ischema_names
+    types.setdefault("xid8", sa.BigInteger)
 
     def is_ours(name: str | None, kind: str, parents: Any) -> bool:
         if kind == "schema":
