@@ -187,8 +187,10 @@ def received_headers(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, s
     meaning stays as it is. Of headers that come several times the last one counts.
     """
     found = {name: value.decode(errors="replace") for name, value in headers if value is not None}
+    if FOLDED not in found:
+        return found
     try:
-        saved = headers_of(found.get(FOLDED, ""))
+        saved = headers_of(found[FOLDED])
     except DecodingError:
         return found
     del found[FOLDED]

@@ -61,7 +61,7 @@ async def test_a_subscriber_hands_a_notification_to_the_mediator(broker: Any, to
     @subscribe(broker, topic)
     async def on_user(
         event: cqrs.NotificationEvent[UserCreated],
-        mediator: cqrs.EventMediator = faststream.Depends(get_mediator),
+        mediator: cqrs.EventMediator = faststream.Depends(get_mediator),  # noqa: B008 - as FastStream has it
     ) -> None:
         await mediator.send(event)
 
