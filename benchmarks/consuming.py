@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import gc
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter_ns
 from typing import Any
 from uuid import uuid4
@@ -12,10 +15,10 @@ from zlib import crc32
 
 import pydantic
 from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 import cqrs
-from benchmarks import raw, servers
+from benchmarks import peer, raw, servers
 from benchmarks.effort import Effort
 from benchmarks.lines import Bar, Job, Line, ratio
 from benchmarks.ours import Contestant, alternate
@@ -47,13 +50,9 @@ async def consuming(effort: Effort) -> list[Line]:
     async with AsyncExitStack() as stack:
         topic = await stack.enter_async_context(_filled_topic(number))
         url = await stack.enter_async_context(servers.scratch(servers.POSTGRESQL))
-        engine = create_async_engine(url)
-        stack.push_async_callback(engine.dispose)
-        async with engine.begin() as connection:
-            await connection.execute(text(CREATE))
-            await connection.execute(text("CREATE TABLE by_hand (message_id VARCHAR(255) PRIMARY KEY)"))
+        await _create(url)
         contestants: dict[str, Contestant] = {
-            "by_hand": lambda: _by_hand(engine, url, topic, number),
+            "by_hand": lambda: _by_hand(url, topic, number),
             "ours": lambda: _ours(url, topic, number, group=1),
             "grouped": lambda: _ours(url, topic, number, group=GROUP),
         }
@@ -81,6 +80,47 @@ async def consuming(effort: Effort) -> list[Line]:
             conditions=conditions,
         ),
     ]
+
+
+async def beside_python_cqrs(effort: Effort) -> list[Line]:
+    """One by one and grouped from Kafka, against the inbox of python-cqrs without one."""
+    number = effort.rows // 10
+    async with AsyncExitStack() as stack:
+        topic = await stack.enter_async_context(_filled_topic(number))
+        url, theirs = [await stack.enter_async_context(servers.scratch(servers.POSTGRESQL)) for _ in range(2)]
+        await _create(url)
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        beside = stack.enter_context(peer.running(folder, peer.PYTHON_CQRS_INBOX, theirs))
+        contestants: dict[str, Contestant] = {
+            "peer": beside.drainer(effort.peers),
+            "ours": lambda: _ours(url, topic, number, group=1),
+            "grouped": lambda: _ours(url, topic, number, group=GROUP),
+        }
+        taken = await alternate(contestants, effort.few_rounds)
+    titles = {"ours": "one by one", "grouped": f"in groups of {GROUP}"}
+    lines = []
+    for who, title in titles.items():
+        found, spread = ratio(taken["peer"], taken[who])
+        lines.append(
+            Line(
+                name=f"consuming-python-cqrs-{who}",
+                what=f"Kafka → handler with inbox on PostgreSQL {title}, against python-cqrs 5.3.0's inbox",
+                bar=Bar(10.0),
+                measured=found,
+                spread=spread,
+                rates=rates(taken, {who: "ours", "peer": "python-cqrs"}),
+                conditions=f"theirs: {effort.peers:,} messages from memory, batches of 500 and 100, no log, no pause",
+            )
+        )
+    return lines
+
+
+async def _create(url: str) -> None:
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.execute(text(CREATE))
+        await connection.execute(text("CREATE TABLE by_hand (message_id VARCHAR(255) PRIMARY KEY)"))
+    await engine.dispose()
 
 
 @asynccontextmanager
@@ -132,7 +172,8 @@ async def _ours(url: str, topic: str, number: int, *, group: int) -> float:
     async with app, app.consuming():
         assert app.consumer is not None
         _watch(app.consumer, watch)
-        return await watch.taken()
+        with frozen():
+            return await watch.taken()
 
 
 def application(url: str, topic: str, group: int) -> cqrs.Mediator:
@@ -161,6 +202,17 @@ def application(url: str, topic: str, group: int) -> cqrs.Mediator:
     )
 
 
+@contextmanager
+def frozen() -> Iterator[None]:
+    """Keep what was imported from the garbage collector, as `cqrs run` does."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _watch(consumer: Consumer, watch: Watch) -> None:
     take = consumer.take
 
@@ -173,13 +225,11 @@ def _watch(consumer: Consumer, watch: Watch) -> None:
     consumer.take = watched  # type: ignore[method-assign]
 
 
-async def _by_hand(engine: AsyncEngine, url: str, topic: str, number: int) -> float:
+async def _by_hand(url: str, topic: str, number: int) -> float:
     """What a careful person writes with the drivers alone: lanes by key, an inbox row in each transaction."""
     import asyncpg
     from aiokafka import AIOKafkaConsumer
 
-    async with engine.begin() as connection:
-        await connection.execute(text("TRUNCATE by_hand"))
     place = make_url(url)
     pool = await asyncpg.create_pool(
         host=place.host,
@@ -190,6 +240,7 @@ async def _by_hand(engine: AsyncEngine, url: str, topic: str, number: int) -> fl
         min_size=LANES,
         max_size=LANES,
     )
+    await pool.execute("TRUNCATE by_hand")
     watch = Watch(number)
     consumer = AIOKafkaConsumer(
         topic,
@@ -200,18 +251,23 @@ async def _by_hand(engine: AsyncEngine, url: str, topic: str, number: int) -> fl
     )
     await consumer.start()
     try:
-        while not watch.ended.is_set():
-            found = await consumer.getmany(timeout_ms=200, max_records=BATCH)
-            records = [record for some in found.values() for record in some]
-            if records:
-                watch.begin()
-                await _take_by_hand(pool, records)
-                await consumer.commit()
-                watch.end(len(records))
+        with frozen():
+            await _consume_by_hand(consumer, pool, watch)
         return await watch.taken()
     finally:
         await consumer.stop()
         await pool.close()
+
+
+async def _consume_by_hand(consumer: Any, pool: Any, watch: Watch) -> None:
+    while not watch.ended.is_set():
+        found = await consumer.getmany(timeout_ms=200, max_records=BATCH)
+        records = [record for some in found.values() for record in some]
+        if records:
+            watch.begin()
+            await _take_by_hand(pool, records)
+            await consumer.commit()
+            watch.end(len(records))
 
 
 async def _take_by_hand(pool: Any, records: Sequence[Any]) -> None:
@@ -234,4 +290,11 @@ async def _take_by_hand(pool: Any, records: Sequence[Any]) -> None:
 
 JOBS = [
     Job("consuming-kafka", "Kafka → handler", consuming, (servers.POSTGRESQL, servers.KAFKA)),
+    Job(
+        "consuming-python-cqrs",
+        "Kafka → handler, against python-cqrs",
+        beside_python_cqrs,
+        (servers.POSTGRESQL, servers.KAFKA),
+        is_quick=False,
+    ),
 ]

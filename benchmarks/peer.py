@@ -45,6 +45,12 @@ PYTHON_CQRS_OUTBOX = Kind(
     ("asyncpg", "pydantic", "sqlalchemy"),
     ("greenlet", "uvloop"),
 )
+PYTHON_CQRS_INBOX = Kind(
+    "python-cqrs==5.3.0",
+    HERE / "peers" / "inbox_python_cqrs.py",
+    ("asyncpg", "dependency-injector", "pydantic", "sqlalchemy"),
+    ("greenlet", "uvloop"),
+)
 FASTSTREAM_OUTBOX = Kind(
     "faststream-outbox==0.19.0",
     HERE / "peers" / "outbox_faststream.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -36,11 +37,18 @@ async def serve(app: Mediator, roles: Roles) -> None:
     async with _signals() as stopped, app, AsyncExitStack() as stack:
         if roles.consume:
             await stack.enter_async_context(app.consuming())
+        _keep_what_is_there()
         log.info("'%s' %s as process %d.", app.name, roles, os.getpid())
         await stack.enter_async_context(pulse(app))
         await stopped.wait()
         log.info("'%s' stops: what is in flight finishes.", app.name)
     log.info("'%s' has stopped.", app.name)
+
+
+def _keep_what_is_there() -> None:
+    """Keep what was imported from the garbage collector, which would look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @asynccontextmanager

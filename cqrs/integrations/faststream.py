@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 try:
@@ -168,18 +169,38 @@ def _subscribe_kafka(broker: Any, consumer: Consumer, name: str, grace: float) -
         auto_offset_reset="earliest",
         ack_policy=AckPolicy.MANUAL,
         listener=listener(consumer, grace),
+        parser=_unparsed,
         decoder=_undecoded,
         title=name,
         description=_described(consumer),
     )
 
     async def take(message: Annotated[Any, Context("message")]) -> None:
-        received = [_from_kafka(record) for record in message.raw_message if record.value is not None]
-        if await consumer.take(received):
+        ended = False
+        try:
+            received = [_from_kafka(record) for record in message.raw_message if record.value is not None]
+            ended = await consumer.take(received)
+        finally:
+            if not ended:
+                await _read_again(message)
+        if ended:
             await _acknowledge(message)
 
     subscriber(take)
     return [subscriber]
+
+
+async def _unparsed(records: Any, parse: Callable[[Any], Any]) -> Any:
+    """Make one message of a batch without a look at headers: FastStream passes over a batch that has a binary one."""
+    message = await parse((replace(records[0], headers=()),))
+    message.raw_message = records
+    return message
+
+
+async def _read_again(message: Any) -> None:
+    """Go back to the first record of a batch that has not ended: the next acknowledgement would pass over it."""
+    with suppress(Exception):  # its partitions may be somebody else's by now
+        await message.nack()
 
 
 def _from_kafka(record: Any) -> Received:
@@ -288,7 +309,7 @@ def _from_rabbitmq(topic: str, message: Any) -> Received:
 
 
 def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes | bytearray) else str(value)
 
 
 # Both

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,20 +93,23 @@ class Scene:
 
         await until(there, PATIENCE)
 
-    async def publish(self, *messages: tuple[str | None, dict[str, str], bytes]) -> None:
+    async def publish(self, *messages: tuple[str | None, Mapping[str, str | bytes], bytes]) -> None:
         """Publish as somebody else does: messages of a key, with headers and a body."""
         if self.broker.startswith("kafka"):
             producer = AIOKafkaProducer(bootstrap_servers=self.broker.removeprefix("kafka://"))
             await producer.start()
             for key, headers, body in messages:
-                encoded = [(name, value.encode()) for name, value in headers.items()]
+                encoded = [
+                    (name, value.encode() if isinstance(value, str) else value) for name, value in headers.items()
+                ]
                 await producer.send_and_wait(self.topic, body, key=key and key.encode(), headers=encoded)
             await producer.stop()
             return
         async with aiormq.connect(self.broker) as connection:
             channel = await connection.channel()
             for key, headers, body in messages:
-                extended = {**headers, **({"ce_partitionkey": key} if key else {})}
+                own = {name: bytearray(value) if isinstance(value, bytes) else value for name, value in headers.items()}
+                extended = {**own, **({"ce_partitionkey": key} if key else {})}
                 properties = aiormq.spec.Basic.Properties(headers=extended)
                 await channel.basic_publish(body, exchange=self.topic, routing_key="any.00", properties=properties)
 
@@ -215,6 +218,15 @@ async def test_what_others_write_is_read_or_kept(scene: Scene):
     assert sorted(await scene.effects()) == [("c", 3), ("d", 4), ("e", 5), ("f", 6), ("g", 7)]
     assert letters["a"].payload == b"not JSON"
     assert "The content type is 'application/xml'" in letters["b"].error
+
+
+async def test_a_header_that_is_no_text_does_no_harm(scene: Scene):
+    headers = {"ce_id": "m1", "ce_type": "OrderPlaced", "trace": b"\xff\xfe"}
+    async with scene.application() as app, app.consuming():
+        await until(lambda: app.consumer is not None and app.consumer.fault is None, PATIENCE)
+        await scene.publish(("a", headers, b'{"order":"a","number":0}'))
+        await scene.until_effects(1)
+    assert await scene.effects() == [("a", 0)]
 
 
 async def test_what_was_not_acknowledged_is_taken_by_the_next_process(scene: Scene):
