@@ -104,12 +104,13 @@ class Consumer:
             if not self._working:
                 self._idle.set()
 
-    async def stop(self, grace: float) -> None:
-        """Begin nothing more, and wait so many seconds at most until what is at work has ended."""
+    async def stop(self, grace: float) -> bool:
+        """Begin nothing more, and wait so many seconds at most until what is at work has ended; returns whether."""
         self._stopped.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._idle.wait()
+        return not self._working
 
     def resume(self) -> None:
         """Begin again."""
