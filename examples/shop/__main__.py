@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 import cqrs
 from examples.shop.app import make_shop
-from examples.shop.consumer import NAME, connect
 from examples.shop.demo.audit import audit
+from examples.shop.demo.broker import skip
 from examples.shop.demo.conductor import IsTime, Job, WorkerFailed, at_random, conduct, evenly
 from examples.shop.demo.screen import Screen, make_screen, make_table
 from examples.shop.lines import COLUMNS, UnreadableFile, read_lines
@@ -104,9 +104,7 @@ async def prepare(job: Job) -> None:
     make_shop(job.database, job.broker)  # which knows what can be wrong with URLs
     await create(job.database)
     if job.broker is not None:
-        for group in (NAME, "shop"):  # the worker's, and that of the application
-            async with connect(job.broker, group) as consumer:
-                await consumer.skip()
+        await skip(job.broker)
 
 
 def moments(options: Options, lines: int) -> Iterator[IsTime]:

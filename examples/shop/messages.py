@@ -57,6 +57,10 @@ class LastLine(cqrs.Query[int]):
     """The last line that was dealt with; 0 before the first."""
 
 
+class MissingReceipts(cqrs.Query[int]):
+    """How many orders have no receipt yet."""
+
+
 class StockReserved(cqrs.Event):
     """Local: its handlers run in the transaction of the command that emitted it."""
 
@@ -74,8 +78,6 @@ class OrderPlaced(cqrs.Event):
     sku: str
     quantity: int
     total: int
-    event_id: str | None = pydantic.Field(default=None, exclude=True)
-    """Not in the body: whoever takes the event from a broker writes the message's id here, so that it counts once."""
 
 
 class Refused(Exception):

@@ -13,19 +13,18 @@ import pydantic
 
 import cqrs
 from examples.shop.app import make_shop
-from examples.shop.consumer import Consumer, consuming
 from examples.shop.lines import Line, read_lines
-from examples.shop.messages import LastLine, PlaceOrder, Refused, RefuseLine
+from examples.shop.messages import LastLine, MissingReceipts, PlaceOrder, Refused, RefuseLine
 
 
 async def work(orders: Path, database: str, broker: str | None) -> None:
-    async with make_shop(database, broker) as shop, consuming(shop, broker) as consumer:
+    async with make_shop(database, broker) as shop, shop.consuming():
         # The last line once more: a worker that was killed does not know whether it heard all answers.
         first = await shop.send(LastLine())
         for line in read_lines(orders):
             if line.number >= first:
                 await send_line(shop, line)
-        await deliver_all(shop, consumer)
+        await deliver_all(shop)
 
 
 async def send_line(shop: cqrs.Mediator, line: Line) -> None:
@@ -42,18 +41,18 @@ def reason_of(error: pydantic.ValidationError) -> str:
     return f"{first['loc'][0]}: {first['msg'].partition(',')[0].lower()}"
 
 
-async def deliver_all(shop: cqrs.Mediator, consumer: Consumer | None) -> None:
-    """Wait until the outbox is empty and the broker has no more, or a dead letter says that it will not be.
+async def deliver_all(shop: cqrs.Mediator) -> None:
+    """Wait until every event has ended, or a dead letter says that one will not.
 
     `shop.drain()` would not do: it waits for what this process emitted, and killed ones have left events too.
     """
-    while True:
-        left = await shop.outbox.counts()
-        if left.dead:
-            return
-        if not (left.outbox or left.waiting or (consumer and await consumer.has_more())):
-            return
+    while not await is_done(shop):  # noqa: ASYNC110 - a database tells nobody
         await asyncio.sleep(0.05)
+
+
+async def is_done(shop: cqrs.Mediator) -> bool:
+    left = await shop.outbox.counts()
+    return bool(left.dead) or not (left.outbox or left.waiting or await shop.send(MissingReceipts()))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """The demo on servers tells the story that it tells on one file; what it publishes is there for everyone to read."""
 
+import asyncio
 import json
+import os
 import shutil
 import subprocess
+import sys
 
 import pytest
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tests.examples.shop import ORDERS, kafka, run, run_demo, shop_on
+from examples.shop.demo.broker import PARTITIONS
+from tests.examples.shop import ORDERS, ROOT, kafka, run_demo, shop_on
 
 pytestmark = pytest.mark.services
 
@@ -107,17 +111,37 @@ def read_with_kcat(topic: str) -> list[dict]:
     return [json.loads(line) for line in read.stdout.splitlines()]
 
 
-async def test_what_kafka_delivers_once_more_changes_nothing(published, orders):
+async def test_what_kafka_delivers_once_more_changes_nothing(published):
     before = await select(published, "SELECT * FROM receipts ORDER BY number")
     topic = published["SHOP_TOPIC"]
-    options = {"group_id": f"shop.{topic}", "group_instance_id": f"shop.{topic}", "enable_auto_commit": False}
-    async with AIOKafkaConsumer(topic, bootstrap_servers=kafka(), **options) as consumer:
+    assert len(before) == len(await read_kafka(topic))
+    async with group(topic) as consumer:
         await consumer.seek_to_beginning()
         await consumer.commit()
-    ended = run("examples.shop.worker", orders, **published)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    command = [sys.executable, "-m", "examples.shop.receiver"]
+    receiver = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=os.environ | published)
+    try:
+        await until_taken(topic)
+    finally:
+        receiver.terminate()
+        await receiver.wait()
+    assert receiver.returncode == 0
     assert await select(published, "SELECT * FROM receipts ORDER BY number") == before
-    assert len(before) == len(await read_kafka(topic))
+
+
+def group(topic: str) -> AIOKafkaConsumer:
+    """A member of the shop's consumer group."""
+    return AIOKafkaConsumer(topic, bootstrap_servers=kafka(), group_id="shop", enable_auto_commit=False)
+
+
+async def until_taken(topic: str) -> None:
+    """Wait until the group has acknowledged all that is in the topic."""
+    async with asyncio.timeout(60), AIOKafkaConsumer(bootstrap_servers=kafka(), group_id="shop") as looking:
+        places = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+        looking.assign(places)
+        ends = await looking.end_offsets(places)
+        while any([(await looking.committed(place) or 0) < end for place, end in ends.items()]):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
 
 
 async def read_kafka(topic: str) -> list:
