@@ -30,4 +30,6 @@ async def test_a_retry_in_an_hour_happens_at_once(variable: str, broker: Recordi
         async with harness(app, database=url) as t:
             await t.emit(Placed(number=1))
             assert [(each.number, each.dead) for each in t.failures] == [(1, False), (2, False)]
-            assert t.tree.endswith("  receipt - failed at attempts 1 to 2: ConnectionError: no route; well at attempt 3")
+            assert t.tree.endswith(
+                "  receipt - failed at attempts 1 to 2: ConnectionError: no route; well at attempt 3"
+            )
