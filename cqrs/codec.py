@@ -139,6 +139,10 @@ class Codec:
         if "properties" in written and missing:
             raise EncodingError(f"it reads {', '.join(map(repr, missing))}, which is written under another name")
 
+    def schema(self, ref_template: str) -> dict[str, Any]:
+        """Return the JSON schema of what is written."""
+        return self._adapter.json_schema(mode="serialization", by_alias=True, ref_template=ref_template)
+
     def encode(self, event: Any) -> bytes:
         """Return the event's JSON, which was read back once: what is saved can be delivered.
 

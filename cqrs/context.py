@@ -36,8 +36,8 @@ class Unit(Protocol):
         """The session of the transaction, connected at its first use."""
         ...
 
-    def save(self, plan: Plan, event: Any, context: Context) -> None:
-        """Encode a published or durable event; its rows are inserted right before COMMIT."""
+    def save(self, plan: Plan, event: Any, context: Context) -> str:
+        """Encode a published or durable event, to be inserted right before COMMIT; returns the id that it has."""
         ...
 
     @property
@@ -62,6 +62,8 @@ class Application(Protocol):
     """What a context asks of its application."""
 
     plans: dict[type, Plan]
+    heard: Callable[[Any, Context, str | None], None] | None
+    """Is told of every event that is emitted, of the context that did it, and of its id if it is saved."""
 
     def plan_of(self, message: type) -> Plan:
         """Return the plan of a message type; for an event that nobody handles an empty one."""
@@ -167,11 +169,11 @@ class Context:
                 "handled. Queries change nothing: make it a command."
             )
         plan = self.app.plans.get(type(event)) or self.app.plan_of(type(event))
-        if plan.codec is not None:
-            if plan.is_saved(event):
-                transaction_of(self).save(plan, event, self)
-            if plan.route(event) is not None:
-                return
+        saved = transaction_of(self).save(plan, event, self) if plan.codec and plan.is_saved(event) else None
+        if self.app.heard is not None:
+            self.app.heard(event, self, saved)
+        if saved is not None and plan.route(event) is not None:
+            return
         if plan.local or plan.concurrent:
             if self.queue is None:
                 self.queue = []

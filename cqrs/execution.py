@@ -141,8 +141,8 @@ class _Apart(Unit):
     def already_taken(self) -> bool:
         return False
 
-    def save(self, plan: Plan, event: Any, context: Context) -> None:
-        transaction_of(self._context).save(plan, event, context)
+    def save(self, plan: Plan, event: Any, context: Context) -> str:
+        return transaction_of(self._context).save(plan, event, context)
 
     def doom(self, message: Any) -> None:
         transaction_of(self._context).doom(message)

@@ -98,6 +98,7 @@ class Mediator:
         self.blueprint = blueprint
         self.plans = dict(plans)
         self.storage: Storage | None = None
+        self.heard: Callable[[Any, Context, str | None], None] | None = None
         self.consumer: Consumer | None = None
         """What consumes, while `consuming()` is entered."""
         self.make_consumer: Callable[[], Consumer] | None = None

@@ -17,7 +17,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy.dialects.postgresql.base import ischema_names
 
 from cqrs.schema import VERSION, metadata, tables
 
@@ -112,12 +111,13 @@ def sql(dialect: str, *, prefix: str = "cqrs_", schema: str | None = None) -> st
 
 def differences(connection: Connection, *, prefix: str = "cqrs_", schema: str | None = None) -> list[str]:
     """Return what the live tables lack, or have too much of, a line each, beside what this version needs."""
+    from sqlalchemy.dialects.postgresql.base import ischema_names
+
     wanted = sa.MetaData(schema=schema)
     tables(wanted, prefix)
     names = {table.name for table in wanted.tables.values()}
     # Known by name, so that reading the tables back does not warn of a type that SQLAlchemy has not heard of.
-    types: dict[str, Any] = ischema_names
-    types.setdefault("xid8", sa.BigInteger)
+    ischema_names.setdefault("xid8", sa.BIGINT)
 
     def is_ours(name: str | None, kind: str, parents: Any) -> bool:
         if kind == "schema":

@@ -40,7 +40,7 @@ async def outbox_of(app: Mediator) -> AsyncGenerator[Outbox]:
 
 @asynccontextmanager
 async def database_of(
-    app: Mediator | None, *, url: str | None, prefix: str, schema: str | None
+    app: Mediator | None, *, url: str | None = None, prefix: str = "cqrs_", schema: str | None = None
 ) -> AsyncGenerator[Database]:
     """Open the database of an application, or that of a URL."""
     from cqrs.describe import blueprint_of

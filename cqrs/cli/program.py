@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cqrs.cli import database, rows, running, wiring
+from cqrs.cli import beginning, contract, database, doctor, graph, rows, running, wiring
 from cqrs.cli.exits import Program
 
 
@@ -17,5 +17,17 @@ def cqrs() -> None:
     """
 
 
-for _command in (running.run, wiring.list_messages, wiring.check, wiring.explain, rows.outbox, rows.dead, database.db):
+for _command in (
+    running.run,
+    wiring.list_messages,
+    wiring.check,
+    wiring.explain,
+    graph.draw,
+    contract.print_asyncapi,
+    rows.outbox,
+    rows.dead,
+    database.db,
+    doctor.doctor,
+    beginning.init,
+):
     cqrs.add_command(_command)

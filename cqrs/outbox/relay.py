@@ -159,6 +159,10 @@ class Relay:
         claim = await self._parked.retry(view, self._pace.batch) if view.destinations else None
         return claim is not None and await self._deliver(claim)
 
+    async def next_due(self) -> float | None:
+        """Return the seconds until the first retry is due, None where none will be."""
+        return (await self._probes.probe(self._circuits.view(self._destinations), {})).due
+
     async def _try_circuits(self) -> bool:
         """Try with one row each what has been out of reach, and wait until the next trial is due."""
         for wire in self._circuits.due():

@@ -99,6 +99,8 @@ class Storage:
         self._reported: set[str] = set()
         self._opened = AsyncExitStack()
         self._ring: Callable[[], None] = _nobody
+        self.committed: Callable[[Sequence[Envelope]], None] | None = None
+        """Is told of the rows of every transaction that has committed."""
 
     # Transactions
 
@@ -142,7 +144,9 @@ class Storage:
         return kind(sessions, self.store, source=self._name, publishes=self._publishes, saved=told, takes=takes)
 
     def _saved(self, envelopes: Sequence[Envelope]) -> None:
-        """Remember what this process emitted, for `drain`, and wake the relay."""
+        """Remember what this process emitted, for `drain`, tell of it, and wake the relay."""
+        if self.committed is not None:
+            self.committed(envelopes)
         for envelope in envelopes:
             self._emitted[envelope.message_id] = None
         while len(self._emitted) > REMEMBERED:

@@ -72,9 +72,11 @@ class Transaction:
             self._session.sync_session.info[UNIT] = self
         return self._session
 
-    def save(self, plan: Plan, event: Any, context: Context) -> None:
-        """Encode an event for each of its destinations; the rows are inserted right before COMMIT."""
-        self._envelopes.extend(self.envelopes(plan, event, context))
+    def save(self, plan: Plan, event: Any, context: Context) -> str:
+        """Encode an event for each of its destinations; the rows are inserted right before COMMIT. Returns its id."""
+        envelopes = self.envelopes(plan, event, context)
+        self._envelopes.extend(envelopes)
+        return envelopes[0].message_id
 
     def envelopes(self, plan: Plan, event: Any, context: Context) -> list[Envelope]:
         """Return what an event is saved as: one envelope for the broker, or one for each handler that it waits for."""

@@ -1,0 +1,70 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cqrs
+from tests.unit.cli.support import run, run_json
+
+ROOT = Path(cqrs.__file__).parents[1]
+
+
+@pytest.mark.parametrize("kind", ["worker", "fastapi"])
+def test_a_project_passes_its_own_tests(tmp_path: Path, kind: str):
+    folder = tmp_path / "my-shop"
+    found = run_json("init", folder, "--kind", kind)
+    assert all((folder / file).is_file() for file in found["files"])
+    # The test runner's own plugins are not the project's; it has none.
+    command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == 0, done.stdout
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "BROKER_URL")} | {
+        "PYTHONPATH": str(ROOT)
+    }
+
+
+@pytest.mark.parametrize("kind", ["worker", "fastapi"])
+def test_a_project_is_formatted_and_linted(tmp_path: Path, kind: str):
+    run("init", tmp_path / "shop", "--kind", kind)
+    ruff = Path(sys.executable).with_name("ruff")
+    if not ruff.exists():
+        pytest.skip("ruff is not installed here")
+    for command in (
+        [ruff, "format", "--check", "--isolated", "."],
+        [ruff, "check", "--isolated", "--select=B,E,F,I", "."],
+    ):
+        done = subprocess.run([*map(str, command)], cwd=tmp_path / "shop", capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_two_commands_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("init", "my-shop").stdout.splitlines()[-4:] == [
+        "Next:",
+        "  cd my-shop",
+        "  python -m pytest",
+        "  cqrs run my_shop.main:app",
+    ]
+
+
+def test_the_current_folder_gives_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "orders" / ".git").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "orders")
+    assert run_json("init", "--kind", "fastapi")["commands"] == ["python -m pytest", "uvicorn orders.api:api"]
+
+
+def test_a_folder_with_files_is_left_alone(tmp_path: Path):
+    (tmp_path / "notes.txt").touch()
+    error = run("init", tmp_path, code=1).stderr
+    assert error == f"Error: {tmp_path} is not empty: it has notes.txt. Name an empty or a new folder.\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["3shops", "class", "json", "cqrs", "tests", "a.b"])
+def test_a_name_that_cannot_be_a_package_is_refused(tmp_path: Path, name: str):
+    assert "--name shop" in run("init", tmp_path, "--name", name, code=2).stderr
