@@ -1,1 +1,1 @@
-"""Two services that share nothing but what they say to each other: `python -m examples.two_services`."""
+"""Two services that share no code and no database, only what they publish: `python -m examples.two_services`."""
