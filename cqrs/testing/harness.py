@@ -258,6 +258,7 @@ async def harness(
         t = Harness(made, story, timeout=timeout, limit=limit)
         if storage is not None:
             loop.app, loop.storage = made, storage
+            made.consume = None  # the loop hands back by itself
             storage.committed = story.committed
             storage.drain = partial(_drain, t, storage.drain)  # type: ignore[method-assign]  # nobody else relays
         async with made:

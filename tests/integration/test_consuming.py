@@ -49,8 +49,8 @@ class Scene:
     """Orders that are refused at their first attempt."""
     poison: set[str] = field(default_factory=set)
     """Orders that are refused at every attempt."""
-    hangs: asyncio.Event | None = None
-    """What the handler waits for."""
+    hangs: set[str] = field(default_factory=set)
+    """Orders whose first attempt never ends by itself."""
     attempts: list[str] = field(default_factory=list)
 
     @property
@@ -81,9 +81,10 @@ class Scene:
 
         @registry.event_handler(name="effects", group=self.group, retry=cqrs.Retry(attempts=3, first=0.0))
         async def effects(event: OrderPlaced, session: AsyncSession, context: cqrs.Context) -> None:
+            if event.order in self.hangs and event.order not in self.attempts:
+                self.attempts.append(event.order)
+                await asyncio.Event().wait()
             self.attempts.append(event.order)
-            if self.hangs is not None:
-                await self.hangs.wait()
             statement = sa.text("insert into effects (order_id, number) values (:order_id, :number)")
             await session.execute(statement, {"order_id": event.order, "number": event.number})
             if event.order in self.poison or (event.order in self.fails and context.attempt == 1):
@@ -174,6 +175,15 @@ async def test_poison_dies_with_its_body_and_holds_back_its_key_alone(scene: Sce
         await app.outbox.replay()
         await scene.until_effects(10)
     assert by_key(await scene.effects()) == {"a": list(range(5)), "b": list(range(5))}
+
+
+async def test_a_handler_that_hangs_is_cut_off_and_holds_back_its_key_alone(scene: Scene):
+    scene.hangs = {"a"}
+    async with scene.application(lease=2.0) as app, app.consuming():
+        await app.send(Place(keys=["a", "b"], times=5))
+        await scene.until_effects(10)
+    assert by_key(await scene.effects()) == {"a": list(range(5)), "b": list(range(5))}
+    assert scene.attempts.count("a") == 6
 
 
 async def test_groups_take_effect_once_and_in_order_also_when_some_fail(scene: Scene):
@@ -291,14 +301,13 @@ async def test_an_application_consumes_again_through_a_broker_of_faststream(scen
 
 
 async def test_a_handler_that_outlives_the_grace_period_is_cut_off_and_its_message_comes_again(scene: Scene):
-    scene.hangs = asyncio.Event()
+    scene.hangs = {"a"}
     async with scene.application(grace=0.2, lease=60.0) as app:
         async with app.consuming():
             await app.send(Place(keys=["a"]))
             await until(lambda: scene.attempts == ["a"], PATIENCE)
             before = monotonic()
         assert monotonic() - before < 5.0
-    scene.hangs.set()
     async with scene.application() as app, app.consuming():
         await scene.until_effects(1)
     assert scene.attempts == ["a", "a"]

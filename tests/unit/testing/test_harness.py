@@ -267,7 +267,7 @@ async def test_what_is_emitted_with_a_session_exists_with_its_commit(app: cqrs.M
 
 async def test_the_users_own_application_is_the_one_under_test_meanwhile(app: cqrs.Mediator, world: World):
     async with harness(app) as t:
-        async with app:
+        async with app, app.consuming():
             assert await app.send(Order(number=3)) == 3
         assert app.is_open
         await t.settle()
