@@ -11,7 +11,7 @@ class Counted(cqrs.Event):
     number: int
 
 
-def deliveries(registry: cqrs.Registry, *, on_dead: OnDead = "block", retry: cqrs.Retry = cqrs.Retry()) -> Deliveries:
+def deliveries(registry: cqrs.Registry, *, on_dead: OnDead = "block", retry: cqrs.Retry = cqrs.Retry()) -> Deliveries:  # noqa: B008 - frozen
     registry.integration_event(topic="shipping", name="Shipped")(Shipped)
 
     @registry.event_handler(name="track", on_dead="skip", retry=cqrs.Retry(attempts=1))
