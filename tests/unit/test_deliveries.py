@@ -11,7 +11,7 @@ class Counted(cqrs.Event):
     number: int
 
 
-def deliveries(registry: cqrs.Registry, *, on_dead: OnDead = "block", retry: cqrs.Retry | None = None) -> Deliveries:
+def deliveries(registry: cqrs.Registry, *, on_dead: OnDead = "block", retry: cqrs.Retry = cqrs.Retry()) -> Deliveries:  # noqa: B008 - frozen
     registry.integration_event(topic="shipping", name="Shipped")(Shipped)
 
     @registry.event_handler(name="track", on_dead="skip", retry=cqrs.Retry(attempts=1))
@@ -27,7 +27,7 @@ def deliveries(registry: cqrs.Registry, *, on_dead: OnDead = "block", retry: cqr
     async def note(event: Counted) -> None: ...
 
     app = cqrs.bootstrap(registry=registry, name="shop", database="sqlite+aiosqlite:///unused.db")
-    return deliveries_of(app.plans.values(), retry=policies(retry or cqrs.Retry()), on_dead=on_dead)
+    return deliveries_of(app.plans.values(), retry=policies(retry), on_dead=on_dead)
 
 
 def test_durable_handlers_and_those_of_published_events_are_delivered_to(registry: cqrs.Registry):
