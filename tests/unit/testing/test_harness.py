@@ -244,6 +244,14 @@ async def test_a_local_event_is_not_received(app: cqrs.Mediator):
             await t.receive(Noted(number=1))
 
 
+async def test_what_no_handler_would_receive_is_not_received(registry: cqrs.Registry):
+    registry.integration_event(topic="orders", name="Placed")(Placed)
+    app = cqrs.bootstrap(registry=registry, database=SERVER, broker=RecordingPublisher())
+    async with harness(app) as t:
+        with pytest.raises(cqrs.MisuseError, match="Placed has no handler in application"):
+            await t.receive(Placed(number=1))
+
+
 async def test_an_event_is_emitted_outside_a_handler(app: cqrs.Mediator, world: World):
     async with harness(app) as t:
         await t.emit(Placed(number=1))
@@ -408,7 +416,7 @@ async def test_a_handler_that_hangs_is_shown(registry: cqrs.Registry):
         await asyncio.Event().wait()
 
     async with harness(cqrs.bootstrap(registry=registry, database=SERVER), timeout=1.0) as t:
-        with pytest.raises(NotEnded, match=r"(?s)has not ended after 1 s.*receipt - .*still at work"):
+        with pytest.raises(NotEnded, match=r"(?s)has not ended after 1 s.*receipt - .*cut off while it was at work"):
             await t.emit(Placed(number=1))
 
 
@@ -419,7 +427,7 @@ async def test_a_command_that_hangs_is_shown(registry: cqrs.Registry):
         return 0
 
     async with harness(cqrs.bootstrap(registry=registry), timeout=0.05) as t:
-        with pytest.raises(NotEnded, match=r"(?s)sent Order.*  order - .*still at work"):
+        with pytest.raises(NotEnded, match=r"(?s)sent Order.*  order - .*cut off"):
             await t.send(Order(number=1))
 
 
@@ -470,6 +478,32 @@ async def test_tables_are_created_in_the_file(registry: cqrs.Registry):
     for _ in range(2):
         async with harness(app, tables=tables) as t:
             assert await t.send(Order(number=1)) == 1
+
+
+async def test_the_options_of_a_sessionmaker_stay(registry: cqrs.Registry):
+    class Own(AsyncSession):
+        pass
+
+    @registry.command_handler
+    async def order(command: Order, session: AsyncSession) -> int:
+        assert isinstance(session, Own)
+        return int(session.sync_session.autoflush)
+
+    sessions = async_sessionmaker(create_async_engine(SERVER), class_=Own, autoflush=False)
+    async with harness(cqrs.bootstrap(registry=registry, database=sessions)) as t:
+        assert await t.send(Order(number=1)) == 0
+
+
+async def test_a_handlers_own_timeout_is_a_failure(registry: cqrs.Registry):
+    registry.integration_event(topic="orders", name="Placed")(Placed)
+
+    @registry.event_handler(name="receipt", timeout=0.01, retry=cqrs.Retry(attempts=2))
+    async def wait(event: Placed) -> None:
+        await asyncio.Event().wait()
+
+    async with harness(cqrs.bootstrap(registry=registry, database=SERVER)) as t:
+        await t.emit(Placed(number=1))
+        assert t.tree.endswith("receipt - failed at attempts 1 to 2: TimeoutError: cut off while it was at work; dead")
 
 
 async def test_a_database_of_ones_own_is_used(orders: cqrs.Registry, database: str, world: World):
