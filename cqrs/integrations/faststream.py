@@ -350,8 +350,9 @@ def _subscribe_queue(broker: Any, consumer: Consumer, name: str, topic: str, gra
 
     async def take(message: Any) -> None:
         raw = message.raw_message
-        if await window.take(raw, _from_rabbitmq(topic, raw)):
-            await _acknowledge(message)
+        with suppress(asyncio.CancelledError):  # its connection is lost; FastStream would log each with a traceback
+            if await window.take(raw, _from_rabbitmq(topic, raw)):
+                await _acknowledge(message)
 
     subscriber(take, filter=_everything)
     _keep_places(subscriber, window)
