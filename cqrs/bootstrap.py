@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from cqrs.checks import NO_DATABASE, Blueprint, Found, Wishes, check, is_number
 from cqrs.codec import BROKER
 from cqrs.context import Context, transaction_of
+from cqrs.deliveries import deliveries_of
 from cqrs.errors import ConfigurationError, Problem
 from cqrs.mediator import Mediator
-from cqrs.plan import Plan, make_plans
+from cqrs.plan import make_plans
 from cqrs.registry import Binder, Kind, Middleware, Registry, default_registry
-from cqrs.retry import OnDead, Policies, Retry, policies, policy_for
+from cqrs.retry import OnDead, Policies, Retry, policies
 from cqrs.scan import scan as scan_packages
 from cqrs.scan import script_name
-from cqrs.signature import Handler, Injector, Resolver
+from cqrs.signature import Injector, Resolver
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -271,17 +272,15 @@ def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publi
         logged=wishes.carrier == "log",
     )
     pace = Pace(lease=wishes.lease, grace=wishes.grace, **database.dialect.pace)
-    deliveries = _deliveries(app.plans)
-    handlers = {name: handler for (name, _), (handler, _) in deliveries.items()}
+    deliveries = deliveries_of(app.plans.values(), retry=wishes.retry, on_dead=wishes.on_dead)
     local = Local(
         app,
-        deliveries,
+        deliveries.by_name,
         taken=store.inbox.taken,
         stopping=lambda: storage.relay.stopping,
         patience=pace.deadline if database.dialect.locks else None,
     )
-    end, skipping = _ending(handlers, wishes), _skipping(handlers, wishes)
-    publishers: dict[str, Publisher] = dict.fromkeys(handlers, local)
+    publishers: dict[str, Publisher] = dict.fromkeys(deliveries.handlers, local)
     if publisher is not None:
         publishers[BROKER] = publisher
     storage = Storage(
@@ -289,9 +288,9 @@ def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publi
         database,
         store,
         publishers=publishers,
-        handlers=list(handlers),
-        end=end,
-        skipping=skipping,
+        handlers=list(deliveries.handlers),
+        end=deliveries.end,
+        skipping=deliveries.skipping,
         publishes=wishes.publishes,
         relays=wishes.relay,
         pace=pace,
@@ -302,17 +301,17 @@ def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publi
     def make_consumer() -> Consumer:
         receiving = Local(
             app,
-            deliveries,
+            deliveries.by_name,
             taken=store.inbox.taken,
             stopping=lambda: consumer.stopping,
             patience=pace.deadline,
             lead=0.5,
         )
         consumer = Consumer(
-            Reader(_consumed(app.plans)),
+            Reader(deliveries.by_topic),
             receiving.publish,
-            Admission(store, skipping),
-            Judge(end),
+            Admission(store, deliveries.skipping),
+            Judge(deliveries.end),
             slot_of=store.slot_of,
             parked=storage.relay.look,
         )
@@ -329,44 +328,6 @@ def _consume(app: Mediator, publisher: Publisher, wishes: Wishes) -> AbstractAsy
 
     assert app.make_consumer is not None  # noqa: S101 - where there is a publisher
     return consumption(publisher, app.make_consumer(), name=wishes.name, grace=wishes.grace)
-
-
-def _consumed(plans: Mapping[type, Plan]) -> dict[str, dict[str, Plan]]:
-    """Return the plans of the published events that are handled here, by their topic and name."""
-    found: dict[str, dict[str, Plan]] = {}
-    for plan in plans.values():
-        if plan.kind is Kind.EVENT and plan.topic and plan.handlers:
-            found.setdefault(plan.topic, {})[plan.name] = plan
-    return found
-
-
-def _skipping(handlers: Mapping[str, Handler], wishes: Wishes) -> list[str]:
-    """Return the destinations whose dead rows hold back nothing."""
-    skipping = [name for name, handler in handlers.items() if (handler.on_dead or wishes.on_dead) == "skip"]
-    return [*skipping, BROKER] if wishes.on_dead == "skip" else skipping
-
-
-def _deliveries(plans: Mapping[type, Plan]) -> dict[tuple[str, str], tuple[Handler, Plan]]:
-    """Return the handlers that rows may wait for, by their name and the event's."""
-    return {
-        (handler.name, plan.name): (handler, plan)
-        for plan in plans.values()
-        if plan.kind is Kind.EVENT
-        for handler in plan.handlers
-        if handler.durable or plan.publishable
-    }
-
-
-def _ending(
-    handlers: Mapping[str, Handler], wishes: Wishes
-) -> Callable[[str, BaseException, int], tuple[float | None, bool]]:
-    def end(destination: str, error: BaseException, failures: int) -> tuple[float | None, bool]:
-        handler = handlers.get(destination)
-        own = handler.retry if handler is not None and handler.retry is not None else {}
-        on_dead = (handler.on_dead if handler is not None else None) or wishes.on_dead
-        return policy_for(error, own, wishes.retry).wait(failures), on_dead == "block"
-
-    return end
 
 
 class _Callable(ModuleType):

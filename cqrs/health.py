@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from time import monotonic
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 2.0
 """Seconds that every check has."""
+CHECKS = ("database", "schema", "broker", "lag", "consuming")
 UNTOLD = "see the log of the process"
 
 
@@ -50,11 +51,13 @@ class Health:
     """What was found, by name: `database`, `schema`, `broker`, `lag` and, where it does, `consuming`."""
 
     checks: Mapping[str, Check]
+    despite: Collection[str] = ()
+    """The checks that may fail, and are only told."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether nothing failed."""
-        return all(check.state is not State.FAILED for check in self.checks.values())
+        """Whether nothing failed that counts."""
+        return all(check.state is not State.FAILED or name in self.despite for name, check in self.checks.items())
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -73,12 +76,16 @@ Look = Callable[[], Awaitable[tuple[State, str]]]
 """Returns a state and its reason, or raises what says why it failed."""
 
 
-async def examine(app: Mediator, *, timeout: float = TIMEOUT, max_lag: float | None = None) -> Health:
+async def examine(
+    app: Mediator, *, timeout: float = TIMEOUT, max_lag: float | None = None, despite: Collection[str] = ()
+) -> Health:
     """Look at everything side by side, and return within about `timeout` seconds.
 
     With `max_lag` it fails when a saved event has waited for so many seconds at the front of the outbox; without it the
-    lag is only told. An application that is not open is looked at, too, and has no connection afterwards.
+    lag is only told. `despite` names checks that may fail. An application that is not open is looked at, too, and has
+    no connection afterwards. Raises `ValueError` for a check that there is not.
     """
+    refuse_unknown(despite)
     storage: Any = app.storage  # the port says nothing of how it is
     looks = {} if storage is None else _of_storage(storage, max_lag)
     if app.consumer is not None:
@@ -88,7 +95,14 @@ async def examine(app: Mediator, *, timeout: float = TIMEOUT, max_lag: float | N
     finally:
         if storage is not None and not app.is_open:
             await storage.disconnect()
-    return Health(dict(zip(looks, found, strict=True)))
+    return Health(dict(zip(looks, found, strict=True)), tuple(despite))
+
+
+def refuse_unknown(names: Collection[str]) -> None:
+    """Raise `ValueError` for a check that there is not."""
+    unknown = sorted(set(names) - set(CHECKS))
+    if unknown:
+        raise ValueError(f"There is no check {', '.join(unknown)}; there are {', '.join(CHECKS)}.")
 
 
 async def _checked(name: str, look: Look, timeout: float) -> Check:

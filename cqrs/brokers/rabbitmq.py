@@ -291,7 +291,10 @@ class RabbitMQ:
         async with self._connecting:
             if self._connection is None or self._connection.is_closed:
                 self._outlets.clear()
-                self._connection = await aiormq.connect(self._url, context=self._ssl_context)
+                try:
+                    self._connection = await aiormq.connect(self._url, context=self._ssl_context)
+                except StopAsyncIteration as error:  # of aiormq, and none that a coroutine may raise
+                    raise ConnectionError("the other end hung up while the connection was made") from error
             return self._connection
 
     async def _outlet(self, topic: str) -> Outlet:

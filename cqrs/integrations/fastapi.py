@@ -3,7 +3,7 @@
 The only module that knows how a FastAPI application and an application of this toolkit belong together.
 """
 
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Collection, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
@@ -115,12 +115,16 @@ async def get_mediator(connection: HTTPConnection) -> Mediator:
     return found
 
 
-def probes(app: Mediator, *, timeout: float = health.TIMEOUT, max_lag: float | None = None) -> APIRouter:
+def probes(
+    app: Mediator, *, timeout: float = health.TIMEOUT, max_lag: float | None = None, despite: Collection[str] = ()
+) -> APIRouter:
     """Return the routes `/livez`, which says that the process answers, and `/readyz`, which says how it is.
 
     `/readyz` looks at the database, the schema, the broker and the outbox's lag, and answers 503 unless all is well,
     within about `timeout` seconds. With `max_lag` it is not ready when a saved event has waited for so many seconds.
+    `despite` names checks that are only told, as in `despite=["broker"]`.
     """
+    health.refuse_unknown(despite)
     routes = APIRouter(include_in_schema=False)
 
     @routes.get("/livez")
@@ -129,7 +133,8 @@ def probes(app: Mediator, *, timeout: float = health.TIMEOUT, max_lag: float | N
 
     @routes.get("/readyz")
     async def readyz() -> JSONResponse:
-        found = await health.examine(app, timeout=timeout, max_lag=max_lag) if app.is_open else health.CLOSED
+        options: Any = {"timeout": timeout, "max_lag": max_lag, "despite": despite}
+        found = await health.examine(app, **options) if app.is_open else health.CLOSED
         return JSONResponse(found.figures, 200 if found.is_ready else 503, {"cache-control": "no-store"})
 
     return routes

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
     from cqrs.codec import Envelope
-    from cqrs.outbox.rows import Claimed, Verdict
+    from cqrs.outbox.rows import Claimed, Probe, Verdict
     from cqrs.outbox.store import Claim, Lane, Store
     from cqrs.outbox.verdicts import End
 
@@ -159,9 +159,9 @@ class Relay:
         claim = await self._parked.retry(view, self._pace.batch) if view.destinations else None
         return claim is not None and await self._deliver(claim)
 
-    async def next_due(self) -> float | None:
-        """Return the seconds until the first retry is due, None where none will be."""
-        return (await self._probes.probe(self._circuits.view(self._destinations), {})).due
+    async def probe(self) -> Probe:
+        """Say what there is to do: for who relays by hand, with `relay_outbox` and `relay_due`."""
+        return await self._probes.probe(self._circuits.view(self._destinations), {})
 
     async def _try_circuits(self) -> bool:
         """Try with one row each what has been out of reach, and wait until the next trial is due."""

@@ -7,12 +7,10 @@ is put forward to what is due next: so nothing sleeps, and whatever has not ende
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from uuid_utils.compat import uuid7
@@ -23,7 +21,7 @@ from cqrs.context import new_trace
 from cqrs.errors import MisuseError
 from cqrs.registry import Kind
 from cqrs.testing.errors import NotEnded
-from cqrs.testing.files import empty_file
+from cqrs.testing.files import temporary
 from cqrs.testing.loop import Loop, save
 from cqrs.testing.overrides import overridden
 from cqrs.testing.story import Attempt, How, Published, Story
@@ -93,6 +91,20 @@ class Harness:
     async def settle(self) -> None:
         """Return when all that was caused in another way, such as by a request to a web application, has ended."""
         await self._until_ended(asyncio.sleep(0))
+
+    @asynccontextmanager
+    async def session(self) -> AsyncGenerator[AsyncSession]:
+        """Open a session on the database under test, for what a test prepares or looks at; leaving it commits.
+
+        A SQLite file has one writer: leave it before the next `send`.
+        """
+        storage = _storage(self.app)
+        if storage is None:
+            raise MisuseError(f"Application '{self.app.name}' has no database, so there is no session.")
+        from sqlalchemy.ext.asyncio import AsyncSession
+
+        async with AsyncSession(storage.store.writers, expire_on_commit=False) as session, session.begin():
+            yield session
 
     # What happened
 
@@ -199,6 +211,10 @@ class Harness:
             raise MisuseError(
                 f"{type(event).__qualname__} is no published event, so no broker delivers it. Send or emit it."
             )
+        if not plan.handlers:
+            raise MisuseError(
+                f"{type(event).__qualname__} has no handler in application '{self.app.name}', so it is not consumed."
+            )
         message_id = event_id or str(getattr(event, "event_id", None) or uuid7())
         saved = headers_text({**saved_headers(new_trace(), "test"), **headers})
         body, key = plan.codec.encode(event), key_text(route.key, route.name)
@@ -237,15 +253,14 @@ async def harness(
             f"Application '{app.name}' is open already. The harness opens it by itself: leave `async with app` first."
         )
     story, loop = Story(), Loop()
-    with (
-        tempfile.TemporaryDirectory(prefix="cqrs-") as folder,
-        overridden(blueprint.container, overrides or {}) as container,
-    ):
-        file = Path(folder) / "test.db"
+    async with AsyncExitStack() as stack:
+        container = stack.enter_context(overridden(blueprint.container, overrides or {}))
+        if database is None and blueprint.wishes.database is not None:
+            database = await stack.enter_async_context(temporary(blueprint.wishes))
         made = compose(
             replace(
                 blueprint,
-                wishes=_wishes(blueprint.wishes, database or f"sqlite+aiosqlite:///{file}", loop),
+                wishes=_wishes(blueprint.wishes, database, loop),
                 found=story.listening(blueprint.found),
                 container=container,
                 middlewares=(*blueprint.middlewares, story.transaction),
@@ -253,11 +268,10 @@ async def harness(
         )
         made.heard = story.emitted
         storage = _storage(made)
-        if storage is not None and database is None:
-            file.write_bytes(empty_file(blueprint.wishes.prefix))
         t = Harness(made, story, timeout=timeout, limit=limit)
         if storage is not None:
             loop.app, loop.storage = made, storage
+            made.consume = None  # the loop hands back by itself
             storage.committed = story.committed
             storage.drain = partial(_drain, t, storage.drain)  # type: ignore[method-assign]  # nobody else relays
         async with made:
@@ -295,13 +309,13 @@ def _storage(app: Mediator) -> Storage | None:
 
 async def _advance(storage: Storage) -> bool:
     """Deliver what is due, or put the clock forward to what is due next; returns whether there was anything."""
-    if await storage.relay.relay_outbox() or await storage.relay.relay_due():
-        return True
-    due = await storage.relay.next_due()
-    if due is None:
-        return False
-    storage.store.ahead += max(0.0, due) + SOONER
-    return True
+    there = await storage.relay.probe()
+    if there.outbox:
+        await storage.relay.relay_outbox()
+    elif there.due is not None:
+        storage.store.ahead += max(0.0, there.due) + SOONER
+        await storage.relay.relay_due()
+    return there.outbox or there.due is not None
 
 
 def _is_such(message: object, wanted: type, fields: Mapping[str, object]) -> bool:

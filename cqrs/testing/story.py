@@ -193,7 +193,7 @@ class Story:
             yield
             attempt.ended = True
         except asyncio.CancelledError:
-            attempt.error = TimeoutError("it was given up, by its timeout or by who called it")
+            attempt.error, attempt.ended = TimeoutError("cut off while it was at work"), True
             raise
         except BaseException as error:
             attempt.error, attempt.ended = error, True

@@ -30,10 +30,10 @@ class Substitute(Mediator):
 @contextmanager
 def standing_in(app: Mediator, under_test: Mediator) -> Generator[None]:
     """Let an application be another one meanwhile."""
-    vars(app)["under_test"] = under_test
+    vars(app)["under_test"], kind = under_test, type(app)
     app.__class__ = Substitute
     try:
         yield
     finally:
-        object.__setattr__(app, "__class__", Mediator)
+        app.__class__ = kind
         del vars(app)["under_test"]

@@ -1,4 +1,7 @@
-"""The shop behind HTTP: `uvicorn --factory examples.shop.api:serve`, with DATABASE_URL and BROKER_URL."""
+"""The shop behind HTTP: `uvicorn --factory examples.shop.api:serve`, with DATABASE_URL and BROKER_URL.
+
+With `serve_and_consume` the same process takes the events back from the broker.
+"""
 
 import os
 
@@ -28,6 +31,11 @@ def make_api(shop: cqrs.Mediator, *, consume: bool = False) -> FastAPI:
     return api
 
 
-def serve() -> FastAPI:
+def serve(*, consume: bool = False) -> FastAPI:
     """Return the shop on the servers that the environment names."""
-    return make_api(make_shop(os.environ["DATABASE_URL"], os.environ.get("BROKER_URL") or None))
+    return make_api(make_shop(os.environ["DATABASE_URL"], os.environ.get("BROKER_URL") or None), consume=consume)
+
+
+def serve_and_consume() -> FastAPI:
+    """Return the shop that also writes its receipts: one process is enough as long as there is little to do."""
+    return serve(consume=True)

@@ -26,6 +26,7 @@ COVERED_ELSEWHERE = {
     "pip install 'cqrs-toolkit[postgres]'": "wants the network; `make test` sets up its environment with it",
     "pip install 'cqrs-toolkit[mysql]'": "wants the network; `make test` sets up its environment with it",
     "pip install 'cqrs-toolkit[postgres,kafka]'": "wants the network; `make test` sets up its environment with it",
+    "pip install 'cqrs-toolkit[postgres,kafka,faststream]'": "wants the network; `make test` has it all",
     "pip install cqrs-toolkit 'psycopg[binary]'": "wants the network; `make test` sets up its environment with it",
     "pip install 'cqrs-toolkit[kafka]'": "wants the network; `make test` sets up its environment with it",
     "pip install 'cqrs-toolkit[faststream,kafka]'": "wants the network; `make test` sets up its environment with it",

@@ -10,14 +10,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from yarl import URL
 
 from examples.shop.api import make_api
 from examples.shop.app import make_shop
+from examples.shop.demo.broker import create_topic
 from examples.shop.tables import create
-from tests.examples.shop import rows, shop_on
-from tests.examples.web import serving
+from tests.examples.shop import kafka, rows, shop_on
+from tests.examples.web import LOOK, PATIENCE, serving
+from tests.proxy import Proxy
 from tests.unit.web import client
 
+ALONE = ("--factory", "examples.shop.api:serve_and_consume")
 ORDER = {"line": 2, "order_id": "A-1", "customer": "ada", "sku": "mug", "quantity": 2}
 
 
@@ -135,3 +141,61 @@ async def test_the_same_order_twice_at_the_same_moment_is_one_order():
             order = ORDER | {"order_id": f"A-{number}", "line": 2 + number}
             answers = await asyncio.gather(*(shop.post("/orders", json=order) for _ in range(3)))
             assert {(answer.status_code, answer.text) for answer in answers} == {(201, answers[0].text)}
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("broker", ["KAFKA_URL", "RABBITMQ_URL"])
+async def test_one_process_serves_and_consumes(broker: str, tmp_path: Path):
+    async with shop_on("POSTGRES_URL", broker) as place:
+        await create(place["DATABASE_URL"])
+        if broker == "KAFKA_URL":
+            await create_topic(kafka(), place["SHOP_TOPIC"])
+        async with serving(*ALONE, log=tmp_path / "log", **place) as shop:
+            assert (await shop.post("/orders", json=ORDER)).status_code == 201
+            await until_receipts(place, 1)
+            ready = await until_ready(shop)
+    assert {check["state"] for check in ready["checks"].values()} == {"ok"}
+    assert "consuming" in ready["checks"]
+
+
+@pytest.mark.services
+async def test_orders_are_taken_while_the_broker_is_down_and_receipts_follow(tmp_path: Path):
+    async with shop_on("POSTGRES_URL", "RABBITMQ_URL") as place:
+        await create(place["DATABASE_URL"])
+        broker = URL(place["BROKER_URL"])
+        async with Proxy(broker.host or "localhost", broker.port or 5672) as proxy:
+            proxy.cut()
+            away = place | {"BROKER_URL": str(broker.with_host("127.0.0.1").with_port(proxy.port))}
+            async with serving(*ALONE, log=tmp_path / "log", **away) as shop:
+                assert (await shop.post("/orders", json=ORDER)).status_code == 201
+                down = await shop.get("/readyz")
+                proxy.resume()
+                await until_receipts(place, 1)
+                await until_ready(shop)
+    assert down.status_code == 503
+    assert f"RabbitMQ at 127.0.0.1:{proxy.port} is out of reach" in down.json()["checks"]["broker"]["reason"]
+    assert down.json()["checks"]["consuming"]["state"] == "failed"
+    assert down.json()["checks"]["database"]["state"] == "ok"
+    assert f":{broker.password}@" not in down.text
+
+
+async def until_receipts(place: dict[str, str], number: int) -> None:
+    engine = create_async_engine(place["DATABASE_URL"])
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while await count(engine) < number:  # noqa: ASYNC110 - a database tells nobody
+                await asyncio.sleep(LOOK)
+    finally:
+        await engine.dispose()
+
+
+async def count(engine: AsyncEngine) -> int:
+    async with engine.connect() as connection:
+        return (await connection.execute(text("SELECT count(*) FROM receipts"))).scalar_one()
+
+
+async def until_ready(shop: httpx.AsyncClient) -> dict:
+    async with asyncio.timeout(PATIENCE):
+        while (ready := await shop.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(LOOK)
+    return ready.json()

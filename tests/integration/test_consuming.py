@@ -1,5 +1,6 @@
 """Out to a real broker and back into handlers, on real databases."""
 
+import asyncio
 import contextlib
 import json
 import uuid
@@ -45,6 +46,8 @@ class Scene:
     """Orders that are refused at their first attempt."""
     poison: set[str] = field(default_factory=set)
     """Orders that are refused at every attempt."""
+    hangs: set[str] = field(default_factory=set)
+    """Orders whose first attempt never ends by itself."""
     attempts: list[str] = field(default_factory=list)
 
     @property
@@ -75,6 +78,9 @@ class Scene:
 
         @registry.event_handler(name="effects", group=self.group, retry=cqrs.Retry(attempts=3, first=0.0))
         async def effects(event: OrderPlaced, session: AsyncSession, context: cqrs.Context) -> None:
+            if event.order in self.hangs and event.order not in self.attempts:
+                self.attempts.append(event.order)
+                await asyncio.Event().wait()
             self.attempts.append(event.order)
             statement = sa.text("insert into effects (order_id, number) values (:order_id, :number)")
             await session.execute(statement, {"order_id": event.order, "number": event.number})
@@ -166,6 +172,15 @@ async def test_poison_dies_with_its_body_and_holds_back_its_key_alone(scene: Sce
         await app.outbox.replay()
         await scene.until_effects(10)
     assert by_key(await scene.effects()) == {"a": list(range(5)), "b": list(range(5))}
+
+
+async def test_a_handler_that_hangs_is_cut_off_and_holds_back_its_key_alone(scene: Scene):
+    scene.hangs = {"a"}
+    async with scene.application(lease=2.0) as app, app.consuming():
+        await app.send(Place(keys=["a", "b"], times=5))
+        await scene.until_effects(10)
+    assert by_key(await scene.effects()) == {"a": list(range(5)), "b": list(range(5))}
+    assert scene.attempts.count("a") == 6
 
 
 async def test_groups_take_effect_once_and_in_order_also_when_some_fail(scene: Scene):

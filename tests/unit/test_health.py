@@ -73,6 +73,21 @@ async def test_a_broker_out_of_reach_says_why(app: cqrs.Mediator, broker: Pinged
     assert found.figures["checks"]["broker"]["reason"] == "The broker is out of reach: no route."
 
 
+async def test_a_check_that_may_fail_is_told_and_does_not_count(app: cqrs.Mediator, broker: PingedPublisher):
+    broker.error = cqrs.PublishError("The broker is out of reach: no route.")
+    async with app:
+        found = await examine(app, despite=["broker"])
+    assert found.is_ready
+    assert found.figures["checks"]["broker"]["state"] == "failed"
+
+
+async def test_a_check_that_there_is_not_cannot_be_left_out(app: cqrs.Mediator):
+    with pytest.raises(
+        ValueError, match="There is no check weather; there are database, schema, broker, lag, consuming"
+    ):
+        await examine(app, despite=["weather"])
+
+
 async def test_what_hangs_is_given_up(app: cqrs.Mediator, broker: PingedPublisher):
     broker.silent = True
     async with app:

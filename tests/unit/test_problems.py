@@ -72,6 +72,13 @@ async def test_a_body_that_is_no_order_is_a_problem_of_the_client(body: bytes):
     assert answer.json()["status"] == answer.status_code
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "nonsense", ""])
+async def test_another_content_type_is_a_problem_of_the_client(kind: str):
+    answer = await ask("POST", "/orders", content=b'{"quantity": 1}', headers={"content-type": kind})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
 async def test_a_secret_in_an_invalid_body_is_not_repeated():
     answer = await ask("POST", "/orders", json={"quantity": "secret"})
     assert answer.status_code == 422

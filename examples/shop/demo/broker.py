@@ -26,7 +26,7 @@ async def skip_kafka(broker: str) -> None:
         await consumer.commit()
 
 
-async def create_topic(servers: str) -> None:
+async def create_topic(servers: str, topic: str = TOPIC) -> None:
     """Create the topic; one that is there already stays as it is."""
     from aiokafka.admin import AIOKafkaAdminClient, NewTopic
     from aiokafka.errors import KafkaConnectionError
@@ -35,7 +35,7 @@ async def create_topic(servers: str) -> None:
     try:
         await admin.start()
         brokers = (await admin.describe_cluster())["brokers"]
-        await admin.create_topics([NewTopic(TOPIC, PARTITIONS, min(len(brokers), 3))])
+        await admin.create_topics([NewTopic(topic, PARTITIONS, min(len(brokers), 3))])
     except KafkaConnectionError:
         raise ConnectionError(f"Kafka at {servers} is out of reach") from None
     finally:

@@ -233,10 +233,13 @@ async def test_a_lost_connection_makes_everything_unavailable_and_is_made_anew(b
     assert len(broker.connections) == 2
 
 
+@pytest.mark.parametrize(
+    "error", [AMQPConnectionError(111, "Connect call failed"), StopAsyncIteration()], ids=["refused", "hung up"]
+)
 async def test_a_broker_that_cannot_be_connected_to_is_told_without_the_password(
-    broker: Broker, caplog: pytest.LogCaptureFixture
+    broker: Broker, caplog: pytest.LogCaptureFixture, error: BaseException
 ):
-    broker.connect_error = AMQPConnectionError(111, "Connect call failed")
+    broker.connect_error = error
     (outcome,) = await publish([letter("1")])
     assert isinstance(outcome, Unavailable)
     assert outcome.everything

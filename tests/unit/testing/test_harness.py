@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -244,6 +245,14 @@ async def test_a_local_event_is_not_received(app: cqrs.Mediator):
             await t.receive(Noted(number=1))
 
 
+async def test_what_no_handler_would_receive_is_not_received(registry: cqrs.Registry):
+    registry.integration_event(topic="orders", name="Placed")(Placed)
+    app = cqrs.bootstrap(registry=registry, database=SERVER, broker=RecordingPublisher())
+    async with harness(app) as t:
+        with pytest.raises(cqrs.MisuseError, match="Placed has no handler in application"):
+            await t.receive(Placed(number=1))
+
+
 async def test_an_event_is_emitted_outside_a_handler(app: cqrs.Mediator, world: World):
     async with harness(app) as t:
         await t.emit(Placed(number=1))
@@ -255,11 +264,10 @@ async def test_an_event_is_emitted_outside_a_handler(app: cqrs.Mediator, world: 
 
 async def test_what_is_emitted_with_a_session_exists_with_its_commit(app: cqrs.Mediator):
     async with harness(app) as t:
-        sessions = async_sessionmaker(t.app.storage.store.writers)
-        async with sessions() as session:
+        async with t.session() as session:
             await t.app.emit(Placed(number=1), session=session)
             await session.rollback()
-        async with sessions.begin() as session:
+        async with t.session() as session:
             await t.app.emit(Placed(number=2), session=session)
         await t.settle()
         assert t.emitted == [Placed(number=2)]
@@ -267,7 +275,7 @@ async def test_what_is_emitted_with_a_session_exists_with_its_commit(app: cqrs.M
 
 async def test_the_users_own_application_is_the_one_under_test_meanwhile(app: cqrs.Mediator, world: World):
     async with harness(app) as t:
-        async with app:
+        async with app, app.consuming():
             assert await app.send(Order(number=3)) == 3
         assert app.is_open
         await t.settle()
@@ -408,7 +416,7 @@ async def test_a_handler_that_hangs_is_shown(registry: cqrs.Registry):
         await asyncio.Event().wait()
 
     async with harness(cqrs.bootstrap(registry=registry, database=SERVER), timeout=1.0) as t:
-        with pytest.raises(NotEnded, match=r"(?s)has not ended after 1 s.*receipt - .*still at work"):
+        with pytest.raises(NotEnded, match=r"(?s)has not ended after 1 s.*receipt - .*cut off while it was at work"):
             await t.emit(Placed(number=1))
 
 
@@ -419,7 +427,7 @@ async def test_a_command_that_hangs_is_shown(registry: cqrs.Registry):
         return 0
 
     async with harness(cqrs.bootstrap(registry=registry), timeout=0.05) as t:
-        with pytest.raises(NotEnded, match=r"(?s)sent Order.*  order - .*still at work"):
+        with pytest.raises(NotEnded, match=r"(?s)sent Order.*  order - .*cut off"):
             await t.send(Order(number=1))
 
 
@@ -470,6 +478,54 @@ async def test_tables_are_created_in_the_file(registry: cqrs.Registry):
     for _ in range(2):
         async with harness(app, tables=tables) as t:
             assert await t.send(Order(number=1)) == 1
+
+
+async def test_a_session_of_the_test_is_committed(registry: cqrs.Registry):
+    @registry.query_handler
+    async def count(query: Count, session: AsyncSession) -> int:
+        return len((await session.scalars(select(seen.c.number))).all())
+
+    async with harness(cqrs.bootstrap(registry=registry, database=SERVER), tables=tables) as t:
+        async with t.session() as session:
+            await session.execute(insert(seen).values(number=1))
+        with suppress(ZeroDivisionError):
+            async with t.session() as session:
+                await session.execute(insert(seen).values(number=2))
+                raise ZeroDivisionError
+        assert await t.send(Count()) == 1
+
+
+async def test_without_a_database_there_is_no_session(registry: cqrs.Registry):
+    async with harness(cqrs.bootstrap(registry=registry)) as t:
+        with pytest.raises(cqrs.MisuseError, match="has no database"):
+            async with t.session():
+                pass
+
+
+async def test_the_options_of_a_sessionmaker_stay(registry: cqrs.Registry):
+    class Own(AsyncSession):
+        pass
+
+    @registry.command_handler
+    async def order(command: Order, session: AsyncSession) -> int:
+        assert isinstance(session, Own)
+        return int(session.sync_session.autoflush)
+
+    sessions = async_sessionmaker(create_async_engine(SERVER), class_=Own, autoflush=False)
+    async with harness(cqrs.bootstrap(registry=registry, database=sessions)) as t:
+        assert await t.send(Order(number=1)) == 0
+
+
+async def test_a_handlers_own_timeout_is_a_failure(registry: cqrs.Registry):
+    registry.integration_event(topic="orders", name="Placed")(Placed)
+
+    @registry.event_handler(name="receipt", timeout=0.01, retry=cqrs.Retry(attempts=2))
+    async def wait(event: Placed) -> None:
+        await asyncio.Event().wait()
+
+    async with harness(cqrs.bootstrap(registry=registry, database=SERVER)) as t:
+        await t.emit(Placed(number=1))
+        assert t.tree.endswith("receipt - failed at attempts 1 to 2: TimeoutError: cut off while it was at work; dead")
 
 
 async def test_a_database_of_ones_own_is_used(orders: cqrs.Registry, database: str, world: World):

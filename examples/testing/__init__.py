@@ -1,0 +1,1 @@
+"""A box office with its tests: `python -m pytest examples/testing`."""
