@@ -92,6 +92,20 @@ class Harness:
         """Return when all that was caused in another way, such as by a request to a web application, has ended."""
         await self._until_ended(asyncio.sleep(0))
 
+    @asynccontextmanager
+    async def session(self) -> AsyncGenerator[AsyncSession]:
+        """Open a session on the database under test, for what a test prepares or looks at; leaving it commits.
+
+        A SQLite file has one writer: leave it before the next `send`.
+        """
+        storage = _storage(self.app)
+        if storage is None:
+            raise MisuseError(f"Application '{self.app.name}' has no database, so there is no session.")
+        from sqlalchemy.ext.asyncio import AsyncSession
+
+        async with AsyncSession(storage.store.writers, expire_on_commit=False) as session, session.begin():
+            yield session
+
     # What happened
 
     @property

@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -263,11 +264,10 @@ async def test_an_event_is_emitted_outside_a_handler(app: cqrs.Mediator, world: 
 
 async def test_what_is_emitted_with_a_session_exists_with_its_commit(app: cqrs.Mediator):
     async with harness(app) as t:
-        sessions = async_sessionmaker(t.app.storage.store.writers)
-        async with sessions() as session:
+        async with t.session() as session:
             await t.app.emit(Placed(number=1), session=session)
             await session.rollback()
-        async with sessions.begin() as session:
+        async with t.session() as session:
             await t.app.emit(Placed(number=2), session=session)
         await t.settle()
         assert t.emitted == [Placed(number=2)]
@@ -478,6 +478,28 @@ async def test_tables_are_created_in_the_file(registry: cqrs.Registry):
     for _ in range(2):
         async with harness(app, tables=tables) as t:
             assert await t.send(Order(number=1)) == 1
+
+
+async def test_a_session_of_the_test_is_committed(registry: cqrs.Registry):
+    @registry.query_handler
+    async def count(query: Count, session: AsyncSession) -> int:
+        return len((await session.scalars(select(seen.c.number))).all())
+
+    async with harness(cqrs.bootstrap(registry=registry, database=SERVER), tables=tables) as t:
+        async with t.session() as session:
+            await session.execute(insert(seen).values(number=1))
+        with suppress(ZeroDivisionError):
+            async with t.session() as session:
+                await session.execute(insert(seen).values(number=2))
+                raise ZeroDivisionError
+        assert await t.send(Count()) == 1
+
+
+async def test_without_a_database_there_is_no_session(registry: cqrs.Registry):
+    async with harness(cqrs.bootstrap(registry=registry)) as t:
+        with pytest.raises(cqrs.MisuseError, match="has no database"):
+            async with t.session():
+                pass
 
 
 async def test_the_options_of_a_sessionmaker_stay(registry: cqrs.Registry):
