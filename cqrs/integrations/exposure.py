@@ -23,7 +23,10 @@ from cqrs.integrations.problems import INVALID, problem_responses, unfit
 from cqrs.registry import Kind
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from cqrs.mediator import Mediator
+    from cqrs.plan import Plan
     from cqrs.signature import Handler
 
 METHODS = {Kind.COMMAND: ("POST", "PUT", "PATCH", "DELETE"), Kind.QUERY: ("GET", "POST")}
@@ -65,6 +68,16 @@ def expose(
     return Exposed(message, route, status, tuple(refused), options, where)
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """A route in which nothing is wrong."""
+
+    method: str
+    path: str
+    handler: Handler
+    fields: Mapping[str, FieldInfo]
+
+
 def router(app: Mediator, *exposed: Exposed, **options: Any) -> APIRouter:
     """Return a router with a route for each exposed message; `options` are those of `fastapi.APIRouter`.
 
@@ -72,39 +85,22 @@ def router(app: Mediator, *exposed: Exposed, **options: Any) -> APIRouter:
     """
     routes = APIRouter(**options)
     found: list[Problem] = []
-    taken: dict[tuple[str, str], Exposed] = {}
     for each in exposed:
-        _add(routes, app, each, taken, found)
+        route = _read(app, each, found)
+        if route is not None:
+            _add(routes, app, each, route, found)
+    _check_shared(exposed, found)
     if found:
         raise ConfigurationError(found)
     return routes
 
 
-def _add(
-    routes: APIRouter, app: Mediator, each: Exposed, taken: dict[tuple[str, str], Exposed], found: list[Problem]
-) -> None:
-    known = len(found)
-    method, path = _read_route(each, found)
-    kind, handler = _read_handler(app, each, found)
-    _check_status(each, found)
-    if method and kind is not None and method not in METHODS[kind]:
-        cure = f"Use {' or '.join(METHODS[kind])}."
-        found.append(Problem(f"{each.named} is a {kind}, which {method} is not for", cure, each.where))
-    other = taken.setdefault((method, PARAMETER.sub("{}", path)), each)
-    if method and other is not each:
-        what = f"{each.named} and {other.named} have the same route, {each.route}"
-        found.append(Problem(what, f"Give one of them another path; the other one is at {other.where}.", each.where))
-    fields = fields_of(each.message) if kind is not None else {}
-    if fields is None:
-        cure = "Make it a pydantic model or a dataclass."
-        found.append(Problem(f"{each.named} has no fields that a request could fill", cure, each.where))
-    elif kind is not None:
-        _check_path(each, path, fields, found)
-    if len(found) > known or handler is None or fields is None:
-        return
-    shape = Shape(each.message, fields, PARAMETER.findall(path), with_body=method not in ("GET", "DELETE"))
+def _add(routes: APIRouter, app: Mediator, each: Exposed, route: _Route, found: list[Problem]) -> None:
+    with_body = route.method not in ("GET", "DELETE")
+    shape = Shape(each.message, route.fields, PARAMETER.findall(route.path), with_body=with_body)
+    options = _options(each, route.handler, shape)
     try:
-        routes.add_api_route(path, _endpoint(app, shape), methods=[method], **_options(each, handler, shape))
+        routes.add_api_route(route.path, _endpoint(app, shape), methods=[route.method], **options)
     except (AssertionError, FastAPIError, TypeError, ValueError) as error:
         what = f"FastAPI cannot make a route of {each.named}: {str(error).strip()}"
         found.append(Problem(what.rstrip("."), "Write that route by hand, and send the message in it.", each.where))
@@ -138,6 +134,26 @@ def _options(each: Exposed, handler: Handler, shape: Shape) -> dict[str, Any]:
 # What can be wrong
 
 
+def _read(app: Mediator, each: Exposed, found: list[Problem]) -> _Route | None:
+    """Return the route, or None with what is wrong added to `found`."""
+    known = len(found)
+    method, path = _read_route(each, found)
+    plan = _read_plan(app, each, found)
+    _check_status(each, found)
+    if plan is None:
+        return None
+    if method and method not in METHODS[plan.kind]:
+        cure = f"Use {' or '.join(METHODS[plan.kind])}."
+        found.append(Problem(f"{each.named} is a {plan.kind}, which {method} is not for", cure, each.where))
+    fields = fields_of(each.message)
+    if fields is None:
+        cure = "Make it a pydantic model or a dataclass."
+        found.append(Problem(f"{each.named} has no fields that a request could fill", cure, each.where))
+        return None
+    _check_path(each, path, fields, found)
+    return _Route(method, path, plan.handlers[0], fields) if len(found) == known else None
+
+
 def _read_route(each: Exposed, found: list[Problem]) -> tuple[str, str]:
     route = ROUTE.fullmatch(each.route)
     known = sorted({method for methods in METHODS.values() for method in methods})
@@ -148,21 +164,21 @@ def _read_route(each: Exposed, found: list[Problem]) -> tuple[str, str]:
     return route["method"], route["path"]
 
 
-def _read_handler(app: Mediator, each: Exposed, found: list[Problem]) -> tuple[Kind | None, Handler | None]:
+def _read_plan(app: Mediator, each: Exposed, found: list[Problem]) -> Plan | None:
     plan = app.plans.get(each.message) if isinstance(each.message, type) else None
     if _is_event(each.message) or (plan is not None and plan.kind is Kind.EVENT):
         cure = "Expose the command whose handler emits it."
         found.append(Problem(f"{each.named} is an event, which tells what has happened already", cure, each.where))
-        return None, None
+        return None
     if not isinstance(each.message, type):
         cure = f"Name the class of a command or query: {EXAMPLE}."
         found.append(Problem(f"{each.named} is no message", cure, each.where))
-        return None, None
+        return None
     if plan is None:
         cure = "Decorate a handler of it with @cqrs.command_handler or @cqrs.query_handler where bootstrap finds it."
         found.append(Problem(f"{each.named} has no handler in application '{app.name}'", cure, each.where))
-        return None, None
-    return plan.kind, plan.handlers[0]
+        return None
+    return plan
 
 
 def _is_event(message: Any) -> bool:
@@ -186,4 +202,14 @@ def _check_path(each: Exposed, path: str, fields: Iterable[str], found: list[Pro
         if name not in known:
             cure = f"Its fields are: {', '.join(known)}." if known else "It has no fields: leave it out of the path."
             what = f"{each.named} has no field '{name}', which its path {path} names"
+            found.append(Problem(what, cure, each.where))
+
+
+def _check_shared(exposed: Sequence[Exposed], found: list[Problem]) -> None:
+    taken: dict[str, Exposed] = {}
+    for each in exposed:
+        other = taken.setdefault(PARAMETER.sub("{}", each.route), each)
+        if other is not each and ROUTE.fullmatch(each.route):
+            what = f"{each.named} and {other.named} have the same route, {each.route}"
+            cure = f"Give one of them another path; the other one is at {other.where}."
             found.append(Problem(what, cure, each.where))
