@@ -28,7 +28,7 @@ WITH_SERVERS = eval "$$($(PY) scripts/services env)";
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage check format docs bench faults model pythons clean
+.PHONY: help demo test coverage check format docs pages bench faults model pythons clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -56,6 +56,9 @@ format: $(VENV)/.dev ## let ruff format and mend what it can
 
 docs: $(VENV)/.dev ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+pages: $(VENV)/.dev ## paste into docs/reference/cli.md what the commands there print now
+	$(PY) -m tests.docs.cli_page
 
 bench: $(VENV)/.dev ## measure, print a table and write JSON (ARGS: for the benchmarks)
 	$(WITH_SERVERS) $(PY) -m benchmarks $(ARGS)

@@ -23,6 +23,7 @@ from benchmarks import (
     application,
     backlog,
     beside,
+    command_line,
     consuming,
     effort,
     idle,
@@ -41,7 +42,20 @@ from benchmarks.lines import Job, Line
 DEFAULT = Path("build/bench.json")
 JOBS = [
     job
-    for module in (relay, consuming, beside, scaling, backlog, insert, latency, idle, memory, takeover, web)
+    for module in (
+        relay,
+        consuming,
+        beside,
+        scaling,
+        backlog,
+        insert,
+        latency,
+        idle,
+        memory,
+        takeover,
+        web,
+        command_line,
+    )
     for job in module.JOBS
 ]
 

@@ -134,8 +134,8 @@ def measure_bootstrap(folder: Path, *, rounds: int) -> dict[str, Bootstrap]:
     with_all = f"from generated.container import Container\n{LIBRARIES}"
     url = f"sqlite+aiosqlite:///{folder / 'bootstrap.db'}"
     kinds = {
-        "alone": (_generate(folder / "alone", wired=False), "", ""),
-        "wired": (_generate(folder / "wired", wired=True), with_all, f'container=Container(), database="{url}"'),
+        "alone": (generate(folder / "alone", wired=False), "", ""),
+        "wired": (generate(folder / "wired", wired=True), with_all, f'container=Container(), database="{url}"'),
     }
     found: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     for number in range(rounds + 1):
@@ -151,7 +151,7 @@ LIBRARIES = "import aiosqlite, alembic, sqlalchemy.ext.asyncio, sqlalchemy.orm"
 """Modules of others, which an application with a database has loaded, and which are not bootstrap's work."""
 
 
-def _generate(root: Path, *, wired: bool) -> Path:
+def generate(root: Path, *, wired: bool) -> Path:
     package = root / "generated"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -158,6 +157,8 @@ def revision(app: Mediator | None, *, place: dict[str, Any], config: Path, messa
 
 
 def _scripts(config: Path) -> Any:
+    from argparse import Namespace
+
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import platform
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +65,9 @@ def doctor(*, target: str | None, factory: bool, app_dir: Path, timeout: float, 
 
 
 def _versions() -> dict[str, str]:
+    import platform
+    from importlib import metadata
+
     found = {"python": platform.python_version()}
     for name in (OURS, *LIBRARIES):
         try:
@@ -97,6 +97,8 @@ def _clashes() -> Iterator[Finding]:
 
 def owners() -> list[str]:
     """Return the distributions that have files in a package `cqrs`."""
+    from importlib import metadata
+
     return sorted(set(metadata.packages_distributions().get("cqrs", [])))
 
 
@@ -132,6 +134,8 @@ async def _is_made_at_start(app: Mediator) -> bool:
 @contextmanager
 def _without_logs() -> Generator[None]:
     """Say things once: what goes wrong is a finding."""
+    import logging
+
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
@@ -12,9 +10,6 @@ from typing import Any
 
 import click
 
-WIDE = 1000
-"""Columns of a table that goes into a file or a pipe: nothing is folded there."""
-
 takes_json: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON."
 )
@@ -22,6 +17,8 @@ takes_json: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 
 def show_json(value: Any) -> None:
     """Print a value, and the dataclasses in it, as JSON."""
+    import json
+
     click.echo(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
 
 
@@ -36,20 +33,12 @@ def _plain(value: Any) -> Any:
 
 
 def show_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under titles; folded to the terminal's width if there is one."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*titles, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell), overflow="fold") for cell in row))
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else WIDE, force_terminal=terminal, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    for line in captured.get().splitlines():
-        click.echo(line.rstrip())
+    """Print rows under titles, in columns. By hand: a table of a library's takes a thousand rows a second to draw."""
+    cells = [titles, *(["" if cell is None else str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for number, row in enumerate(cells):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        click.echo(line if number else click.style(line, bold=True))
 
 
 def show_facts(facts: Iterable[tuple[str, object]]) -> None:

@@ -36,6 +36,7 @@ COVERED_ELSEWHERE = {
     "uvicorn hello:api": "serves until it is ended; tests/examples/test_hello.py",
     "uvicorn shop:api": "serves until it is ended; the page asks the same application without a server",
     "uv add cqrs-toolkit": "wants the network; the test that installs the built wheel",
+    "cqrs run shop.main:app": "runs until a signal; tests/unit/cli/test_running.py",
     "make demo": "sets up an environment; .ci/run, section Demo",
     "make demo CSV=orders.csv": "sets up an environment; the tests of examples/shop pass files of their own",
     "python -m examples.shop --http": "wants a checkout; tests/examples/test_shop.py",

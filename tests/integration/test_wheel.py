@@ -4,6 +4,7 @@ The wheel is built with the hatchling that is there, and everything is installed
 build and pip fetch what they need.
 """
 
+import json
 import os
 import re
 import shutil
@@ -414,3 +415,75 @@ def test_downgrade_in_a_users_project_removes_every_table_and_upgrade_brings_the
     assert project.tables() & {*TABLES, "articles"} == set()
     project.alembic("upgrade", "head")
     assert project.tables() >= {*TABLES, "articles"}
+
+
+# The command line
+
+
+@pytest.fixture(scope="module")
+def with_extra(wheel: Path, installed: Installed) -> Installed:
+    """The same environment with the extras of both kinds of starter project, and what tests them."""
+    wanted = [f"{wheel}[cli,fastapi]", "httpx", "pytest", "uvicorn"]
+    if UV:
+        call(UV, "pip", "install", "--quiet", "--python", installed.programs / "python", *wanted, cwd=wheel.parent)
+    else:
+        call(installed.programs / "python", "-m", "pip", "install", "--quiet", *wanted, cwd=wheel.parent)
+    return installed
+
+
+def test_without_the_extra_the_program_says_what_to_install(installed: Installed, tmp_path: Path):
+    command = [installed.programs / "cqrs", "--help"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=installed.environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "The command line needs libraries that are not installed: pip install 'cqrs-toolkit[cli]'\n"
+    )
+
+
+def words(command: str, environment: Installed) -> list[str]:
+    """Return a command of the starter's with its program from the environment."""
+    program, *arguments = command.split()
+    return [str(environment.programs / program), *arguments]
+
+
+def end_once_it_said(command: list[str], text: str, folder: Path, environment: Mapping[str, str]) -> int:
+    """Run a program until it says something, and return what it ends with at SIGTERM."""
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if text in line:
+                process.terminate()
+        code = process.wait(timeout=60)
+    assert any(text in line for line in said), "".join(said)
+    return code
+
+
+@pytest.mark.parametrize(
+    ("kind", "says", "code"),
+    [("worker", "'shop' relays as process", 0), ("fastapi", "Application startup complete", -15)],
+)
+def test_init_writes_a_project_whose_two_commands_work(
+    with_extra: Installed, tmp_path: Path, kind: str, says: str, code: int
+):
+    environment = with_extra.environment | {"PYTHONWARNINGS": "default"}
+    call(with_extra.programs / "cqrs", "init", "shop", "--kind", kind, cwd=tmp_path, env=environment)
+    folder = tmp_path / "shop"
+    printed = call(
+        with_extra.programs / "cqrs",
+        "init",
+        "--json",
+        "--kind",
+        kind,
+        "--name",
+        "shop",
+        "again",
+        cwd=tmp_path,
+        env=environment,
+    )
+    tests, runs = json.loads(printed)["commands"]
+    assert "passed" in call(*words(tests, with_extra), cwd=folder, env=environment)
+    assert end_once_it_said(words(runs, with_extra), says, folder, environment) == code

@@ -51,9 +51,15 @@ class Process:
     def has_said(self, text: str, times: int = 1) -> bool:
         return sum(text in line for line in list(self.lines)) >= times
 
-    def wait_for(self, text: str, times: int = 1) -> None:
-        poll(lambda: self.has_said(text, times) or self.child.poll() is not None)
+    def wait_for(self, text: str, times: int = 1, seconds: float = 30.0) -> None:
+        poll(lambda: self.has_said(text, times) or self.child.poll() is not None, seconds)
         assert self.has_said(text, times), self.lines
+
+    def close(self) -> None:
+        self.child.kill()
+        self.child.wait()
+        if self.child.stdout is not None:
+            self.child.stdout.close()
 
     def end(self, number: int) -> int:
         self.child.send_signal(number)
@@ -83,10 +89,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield start
     for process in started:
-        process.child.kill()
-        process.child.wait()
-        if process.child.stdout is not None:
-            process.child.stdout.close()
+        process.close()
 
 
 @pytest.fixture
