@@ -88,6 +88,13 @@ def connect(
         if not isinstance(bind, AsyncEngine):
             problems.append(Problem("The async_sessionmaker has no engine", "Make it with async_sessionmaker(engine)."))
             return None
+        problems.extend(
+            Problem(
+                f"The async_sessionmaker has {name}={options[name]}, with which no command can run", "Leave it out."
+            )
+            for name, works in (("autobegin", True), ("twophase", False))
+            if options.get(name, works) is not works
+        )
         database = bind
     url = database.url if isinstance(database, AsyncEngine) else _url(database, problems)
     if url is None or not _is_usable(url, schema, problems):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
@@ -15,6 +17,17 @@ class Ask(cqrs.Command[object]):
 def test_a_sessionmaker_without_an_engine_is_refused(registry: cqrs.Registry):
     assert problems(registry=registry, database=async_sessionmaker()) == [
         "The async_sessionmaker has no engine. Make it with async_sessionmaker(engine)."
+    ]
+
+
+@pytest.mark.parametrize("option", [{"autobegin": False}, {"twophase": True}])
+def test_a_sessionmaker_whose_sessions_nobody_would_begin_or_prepare_is_refused(
+    registry: cqrs.Registry, option: dict[str, Any]
+):
+    [(name, value)] = option.items()
+    engine = create_async_engine("sqlite+aiosqlite:///app.db")
+    assert problems(registry=registry, database=async_sessionmaker(engine, **option)) == [
+        f"The async_sessionmaker has {name}={value}, with which no command can run. Leave it out."
     ]
 
 
