@@ -20,6 +20,7 @@ from cqrs.outbox.carrier import Carrier
 from cqrs.outbox.database import reach, shown
 from cqrs.outbox.desk import Outbox
 from cqrs.outbox.group import Group, Member, Saved
+from cqrs.outbox.publisher import Pingable, Publisher
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import DEAD
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from cqrs.codec import Envelope
     from cqrs.context import Context
     from cqrs.outbox.database import Database
-    from cqrs.outbox.publisher import Publisher
     from cqrs.outbox.store import Store
     from cqrs.outbox.verdicts import End
     from cqrs.signature import Handler
@@ -198,7 +198,7 @@ class Storage:
         if self._database.owned:
             await self._database.readers.dispose()
             await self._database.writers.dispose()
-        if self.broker is not None:
+        if isinstance(self.broker, Pingable):  # nobody has connected another one
             await self.broker.close()
 
     async def connect(self) -> None:

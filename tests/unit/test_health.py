@@ -154,6 +154,15 @@ async def test_an_application_that_is_not_open_is_looked_at_and_left_closed(
     assert app.storage.store.writers.pool.checkedin() == 0
 
 
+async def test_a_publisher_that_cannot_be_asked_is_not_closed_either(registry: cqrs.Registry, database: str):
+    class Unopened(RecordingPublisher):
+        async def close(self) -> None:
+            raise AssertionError("nobody has opened it")
+
+    found = await examine(cqrs.bootstrap(registry=registry, database=database, broker=Unopened()))
+    assert found.checks["broker"].state is State.UNUSED
+
+
 async def test_the_lag_is_that_of_the_oldest_event_that_waits(registry: cqrs.Registry, database: str):
     @registry.integration_event(topic="asked", key="number")
     class Asked(cqrs.Event):
