@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from functools import cache, cached_property
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from cqrs.context import Trace
 
-KEY_LIMIT = 255
+ID_LIMIT = KEY_LIMIT = 255
 HANDLER_LIMIT = 191
 """How many characters of a handler's name, or of a key, fit into the tables."""
 BROKER = "broker"
@@ -181,6 +182,16 @@ class Codec:
             except (PydanticSerializationError, UnicodeEncodeError):
                 return str(field)
         return None
+
+
+def fits(text: str, limit: int) -> bool:
+    """Whether every database keeps a text as it is: PostgreSQL takes no NUL, MySQL no difference in a last space."""
+    return len(text) <= limit and "\0" not in text and not text.endswith(" ")
+
+
+def fitting_id(message_id: str) -> str:
+    """Return a message's id as the tables keep it: a foreign one that does not fit by its hash."""
+    return message_id if fits(message_id, ID_LIMIT) else sha256(message_id.encode()).hexdigest()
 
 
 def received_headers(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:

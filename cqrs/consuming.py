@@ -16,13 +16,13 @@ from cqrs.outbox.publisher import Failed, Fate, Outcome
 from cqrs.outbox.rows import Claimed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from cqrs.codec import Envelope
     from cqrs.errors import DecodingError
     from cqrs.outbox.rows import Verdict
     from cqrs.outbox.verdicts import Judge
-    from cqrs.reading import Reader, Received
+    from cqrs.reading import Arrival, Reader, Received
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +86,7 @@ class Consumer:
 
     async def take(self, received: Sequence[Received]) -> bool:
         """Deliver or park; returns whether every message has ended. If not, it was stopped: the broker sends again."""
-        faults: dict[int, DecodingError] = {}
-        rows: list[Claimed] = []
-        for message in received:
-            for arrival in self.reader.read(message):
-                rows.append(Claimed(len(rows), self._slot_of(arrival.envelope), arrival.envelope))
-                if arrival.fault is not None:
-                    faults[rows[-1].id] = arrival.fault
+        rows, faults = self._read(received)
         self._working += 1
         self._idle.clear()
         try:
@@ -104,12 +98,30 @@ class Consumer:
             if not self._working:
                 self._idle.set()
 
-    async def stop(self, grace: float) -> None:
-        """Begin nothing more, and wait so many seconds at most until what is at work has ended."""
+    def _read(self, received: Sequence[Received]) -> tuple[list[Claimed], dict[int, DecodingError]]:
+        """Return what is for handlers, and why some of it cannot be read. What came twice is there once."""
+        arrivals: dict[tuple[str, str], Arrival] = {}
+        for message in received:
+            for arrival in self.reader.read(message):
+                arrivals.setdefault((arrival.envelope.destination, arrival.envelope.message_id), arrival)
+        rows = [
+            Claimed(number, self._slot_of(arrival.envelope), arrival.envelope)
+            for number, arrival in enumerate(arrivals.values())
+        ]
+        faults = {
+            row.id: arrival.fault
+            for row, arrival in zip(rows, arrivals.values(), strict=True)
+            if arrival.fault is not None
+        }
+        return rows, faults
+
+    async def stop(self, grace: float) -> bool:
+        """Begin nothing more, and wait so many seconds at most until what is at work has ended; returns whether."""
         self._stopped.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._idle.wait()
+        return not self._working
 
     def resume(self) -> None:
         """Begin again."""
@@ -131,7 +143,7 @@ class Consumer:
     async def _advance(self, rows: Sequence[Claimed], faults: dict[int, DecodingError], *, late: bool) -> list[Claimed]:
         """Deliver what may be delivered, and park what failed or has to wait; returns what is left."""
         free, held = await self._parking.look(rows)
-        outcomes = [Fate.OVERDUE] * len(free) if late else await self._outcomes(free, faults)
+        outcomes = _given_up(free, faults) if late else await self._outcomes(free, faults)
         judged = [self._judge.judge(row, outcome) for row, outcome in zip(free, outcomes, strict=True)]
         failed = [verdict for verdict in judged if verdict is not None]
         back = await self._parking.park(failed, held) if failed or held else []
@@ -176,3 +188,7 @@ class Consumer:
         if self.fault is not None:
             log.warning("Consuming goes on.")
         self.fault = None
+
+
+def _given_up(rows: Sequence[Claimed], faults: Mapping[int, DecodingError]) -> list[Outcome]:
+    return [Failed(faults[row.id], final=True) if row.id in faults else Fate.OVERDUE for row in rows]

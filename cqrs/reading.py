@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic_core import from_json, to_json
 from uuid_utils.compat import uuid7
 
-from cqrs.codec import KEY_LIMIT, Envelope, headers_text
+from cqrs.codec import KEY_LIMIT, Envelope, fits, fitting_id, headers_text
 from cqrs.errors import DecodingError
 
 if TYPE_CHECKING:
@@ -108,13 +108,12 @@ def fitting_key(key: bytes | str | None) -> str | None:
         text = raw.decode()
     except UnicodeDecodeError:
         return f"sha256:{sha256(raw).hexdigest()}"
-    fits = len(text) <= KEY_LIMIT and "\0" not in text and not text.endswith(" ")
-    return text if fits else f"sha256:{sha256(raw).hexdigest()}"
+    return text if fits(text, KEY_LIMIT) else f"sha256:{sha256(raw).hexdigest()}"
 
 
 def _envelope(topic: str, key: str | None, found: _Found, handler: str) -> Envelope:
     saved = headers_text({name: value for name, value in found.headers.items() if name not in OWN})
-    return Envelope(found.message_id, handler, topic, key, found.name, saved, found.body)
+    return Envelope(fitting_id(found.message_id), handler, topic, key, found.name, saved, found.body)
 
 
 def _read(received: Received, plans: Mapping[str, Plan]) -> _Found:
@@ -125,7 +124,7 @@ def _read(received: Received, plans: Mapping[str, Plan]) -> _Found:
     try:
         if _media_type(headers) == STRUCTURED:
             return _read_structured(received)
-        if name and message_id is not None:
+        if name and message_id:
             return _Found(name, message_id, headers, received.body)
         return _read_foreign(received, plans)
     except DecodingError as fault:
@@ -147,7 +146,7 @@ def _some_id(received: Received) -> str:
 def _read_structured(received: Received) -> _Found:
     """Read an event whose attributes are in the body, beside its data."""
     event = _object(received.body)
-    missing = [name for name in ("id", "type", "data") if name not in event]
+    missing = [name for name in ("id", "type", "data") if event.get(name) in (None, "")]
     if missing:
         raise DecodingError(f"The body is no CloudEvent of {STRUCTURED}: it has no '{missing[0]}'.")
     attributes = {f"ce_{name}": str(value) for name, value in event.items() if name != "data"}
@@ -169,7 +168,7 @@ def _read_foreign(received: Received, plans: Mapping[str, Plan]) -> _Found:
         return _Found(name, "", headers, b"")
     payload = _adapted(received.body, body, plans[name])
     message_id = headers.get("ce_id") or _first(body, IDS) or headers.get("message_id") or received.place
-    if message_id is None:
+    if not message_id:
         text = (
             "It has no id, so a second delivery could not be told from the first: it needs a header ce_id, a "
             "message_id, or an event_id in its body."

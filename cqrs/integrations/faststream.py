@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
 
 try:
-    from faststream import AckPolicy, Context
+    from faststream import AckPolicy
 except ModuleNotFoundError as error:
     if error.name != "faststream":
         raise
@@ -39,8 +40,8 @@ BATCH = 500
 LONGEST_PAUSE = 15.0
 IN_ORDER: Any = {"x-single-active-consumer": True, "x-delivery-limit": 1_000_000}
 """Of a queue. RabbitMQ 4 drops what it has delivered 20 times; -1 would lift that, and drop all of it in RabbitMQ 3."""
-GRACE = 10.0
-"""Seconds that what is at work has when a mounted broker stops."""
+ENDING = 5.0
+"""Seconds that each last step has when consuming ends: acknowledgements, a cancelled task, a goodbye to the broker."""
 
 
 def mount(app: Mediator, broker: Any) -> None:
@@ -55,7 +56,8 @@ def mount(app: Mediator, broker: Any) -> None:
             f"Application '{app.name}' has no database and no broker, so nothing of it can be consumed. "
             "Give bootstrap both; the broker may be this FastStream broker."
         )
-    subscribe(broker, make(), app.name, grace=GRACE)
+    assert app.blueprint is not None  # noqa: S101 - where there is something to consume
+    subscribe(broker, make(), app.name, grace=app.blueprint.wishes.grace)
 
 
 @asynccontextmanager
@@ -65,7 +67,7 @@ async def consumption(publisher: Publisher, consumer: Consumer, *, name: str, gr
         log.info("'%s' handles no published event, so it consumes nothing.", name)
         yield consumer
         return
-    broker, ours = _broker_of(publisher, grace)
+    broker, ours = _broker_of(publisher)
     subscribers = subscribe(broker, consumer, name, grace=grace)
     consumer.fault = "the broker has not been reached yet"
     starting = asyncio.create_task(_start(broker, subscribers, consumer, ours=ours), name="cqrs consuming")
@@ -75,11 +77,8 @@ async def consumption(publisher: Publisher, consumer: Consumer, *, name: str, gr
         starting.cancel()
         with suppress(asyncio.CancelledError):
             await starting
-        await consumer.stop(grace)
-        for subscriber in subscribers:
-            await _ended(subscriber.stop())
-        if ours:
-            await _ended(broker.stop())
+        await _stop(broker, subscribers, ours=ours)
+        broker._subscribers.difference_update(subscribers)  # noqa: SLF001 - else a user's broker would start them again
 
 
 def subscribe(broker: Any, consumer: Consumer, name: str, *, grace: float) -> list[Any]:
@@ -106,10 +105,7 @@ async def _start(broker: Any, subscribers: Sequence[Any], consumer: Consumer, *,
             if pause == 0.25:  # noqa: PLR2004 - the first time
                 log.warning("The broker is out of reach, so nothing is consumed; it is tried again: %s", text_of(error))
             consumer.fault = f"the broker is out of reach: {text_of(error)}"
-            for subscriber in subscribers:
-                await _ended(subscriber.stop())
-            if ours:
-                await _ended(broker.stop())
+            await _stop(broker, subscribers, ours=ours)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         else:
@@ -117,15 +113,31 @@ async def _start(broker: Any, subscribers: Sequence[Any], consumer: Consumer, *,
             return
 
 
-async def _ended(ending: Any) -> None:
-    """Wait for an end; what is broken already may say so."""
+async def _stop(broker: Any, subscribers: Sequence[Any], *, ours: bool) -> None:
+    """Stop all at once: each waits within the grace period for what is at work."""
+    await asyncio.gather(*(_ended(subscriber.stop, seconds=None) for subscriber in subscribers))
+    if ours:
+        await _ended(broker.stop)
+
+
+async def _ended(end: Callable[[], Awaitable[object]], *, seconds: float | None = ENDING) -> None:
+    """Wait for an end; what is broken already may say so, or say nothing."""
     try:
-        await ending
+        async with asyncio.timeout(seconds):
+            await end()
     except Exception as error:  # noqa: BLE001 - each client has errors of its own
         log.debug("While consuming ended: %s", text_of(error))
 
 
-def _broker_of(publisher: Publisher, grace: float) -> tuple[Any, bool]:
+async def _all_ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait for their end."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=ENDING)
+
+
+def _broker_of(publisher: Publisher) -> tuple[Any, bool]:
     """Return the FastStream broker to subscribe to, and whether it is ours."""
     if isinstance(publisher, FastStreamBroker):
         return publisher.broker, False
@@ -135,7 +147,7 @@ def _broker_of(publisher: Publisher, grace: float) -> tuple[Any, bool]:
             f"The broker {type(publisher).__qualname__} only publishes. Give bootstrap a URL or a FastStream broker to "
             "consume as well, or await app.send(event) for what you receive yourself."
         )
-    return make(graceful_timeout=grace, logger=log, log_level=logging.DEBUG), True
+    return make(graceful_timeout=ENDING, logger=log, log_level=logging.DEBUG), True
 
 
 # Kafka
@@ -147,6 +159,8 @@ class _Listener:
     def __init__(self, consumer: Consumer, grace: float) -> None:
         self._consumer = consumer
         self._grace = grace
+        self.open = True
+        """Whether what is assigned is to be worked on; not while the subscriber stops."""
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
         del revoked
@@ -154,13 +168,14 @@ class _Listener:
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
         del assigned
-        self._consumer.resume()
+        if self.open:
+            self._consumer.resume()
 
 
 def _subscribe_kafka(broker: Any, consumer: Consumer, name: str, grace: float) -> list[Any]:
     from aiokafka import ConsumerRebalanceListener
 
-    listener = type("Listener", (_Listener, ConsumerRebalanceListener), {})
+    listener = type("Listener", (_Listener, ConsumerRebalanceListener), {})(consumer, grace)
     subscriber = broker.subscriber(
         *sorted(consumer.reader.plans),
         group_id=name,
@@ -168,14 +183,14 @@ def _subscribe_kafka(broker: Any, consumer: Consumer, name: str, grace: float) -
         max_records=BATCH,
         auto_offset_reset="earliest",
         ack_policy=AckPolicy.MANUAL,
-        listener=listener(consumer, grace),
+        listener=listener,
         parser=_unparsed,
         decoder=_undecoded,
         title=name,
         description=_described(consumer),
     )
 
-    async def take(message: Annotated[Any, Context("message")]) -> None:
+    async def take(message: Any) -> None:
         ended = False
         try:
             received = [_from_kafka(record) for record in message.raw_message if record.value is not None]
@@ -186,8 +201,30 @@ def _subscribe_kafka(broker: Any, consumer: Consumer, name: str, grace: float) -
         if ended:
             await _acknowledge(message)
 
-    subscriber(take)
+    subscriber(take, filter=_everything)
+    _begin_and_end(subscriber, consumer, listener, grace)
     return [subscriber]
+
+
+def _begin_and_end(subscriber: Any, consumer: Consumer, listener: Any, grace: float) -> None:
+    """Begin no further lane once it stops, and leave nothing behind that is still at work after the grace period."""
+    start: Callable[[], Awaitable[None]] = subscriber.start
+    stop: Callable[[], Awaitable[None]] = subscriber.stop
+
+    async def begin() -> None:
+        listener.open = True
+        consumer.resume()
+        await start()
+
+    async def end() -> None:
+        listener.open = subscriber.running = False
+        working = list(subscriber.tasks)
+        if working and await consumer.stop(grace):
+            await subscriber.lock.wait_release(ENDING)
+        await _all_ended(working)
+        await _ended(stop)
+
+    subscriber.start, subscriber.stop = begin, end
 
 
 async def _unparsed(records: Any, parse: Callable[[Any], Any]) -> Any:
@@ -211,35 +248,80 @@ def _from_kafka(record: Any) -> Received:
 # RabbitMQ
 
 
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A message on its way through FastStream: what came of it, and whether it has ended, once it is taken."""
+
+    received: Received | None = None
+    ended: asyncio.Future[bool] | None = None
+    begun: bool = False
+
+
 class _Window:
-    """Messages of one queue that have arrived, taken in batches, in the order in which the broker sent them."""
+    """Messages of one queue, taken in batches, in the order in which the broker sent them.
+
+    Each has its place from its arrival on: FastStream and its middlewares may let one message overtake another, so
+    none is begun before all that came earlier are there or were turned away.
+    """
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
-        self._waiting: list[tuple[int, Received, asyncio.Future[bool]]] = []
+        self._places: dict[int, _Place] = {}
         self._task: asyncio.Task[None] | None = None
 
-    async def take(self, tag: int, received: Received) -> bool:
+    def announce(self, raw: Any) -> None:
+        """Keep a message's place."""
+        self._places[id(raw)] = _Place()
+
+    def leave(self, raw: Any) -> None:
+        """Wait no longer for a message."""
+        self._places.pop(id(raw), None)
+        self._go()
+
+    async def take(self, raw: Any, received: Received) -> bool:
         """Return whether this message has ended."""
-        ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((tag, received, ended))
-        if self._task is None:
+        place = self._places.setdefault(id(raw), _Place())
+        place.received, place.ended = received, asyncio.get_running_loop().create_future()
+        self._go()
+        try:
+            return await place.ended
+        finally:
+            self.leave(raw)
+
+    async def end(self) -> None:
+        """Give up what is at work, and what has not begun."""
+        for place in self._places.values():
+            place.begun = True
+        if self._task is not None:
+            await _all_ended([self._task])
+        _answer(self._places.values(), ended=False)
+
+    def _go(self) -> None:
+        if self._task is None and self._next():
             self._task = asyncio.create_task(self._work(), name="cqrs consuming a queue")
-        return await ended
+
+    def _next(self) -> list[_Place]:
+        waiting = (place for place in self._places.values() if not place.begun)
+        return list(takewhile(lambda place: place.received is not None, waiting))
 
     async def _work(self) -> None:
         try:
-            while self._waiting:
-                batch, self._waiting = sorted(self._waiting, key=lambda arrived: arrived[0]), []
+            while batch := self._next():
+                for place in batch:
+                    place.begun = True
                 ended = False
                 try:
-                    ended = await self._consumer.take([received for _, received, _ in batch])
+                    ended = await self._consumer.take([place.received for place in batch if place.received is not None])
                 finally:
-                    for *_, future in batch:
-                        if not future.done():
-                            future.set_result(ended)
+                    _answer(batch, ended=ended)
         finally:
             self._task = None
+
+
+def _answer(places: Iterable[_Place], *, ended: bool) -> None:
+    for place in places:
+        if place.ended is not None and not place.ended.done():
+            place.ended.set_result(ended)
 
 
 def _subscribe_rabbitmq(broker: Any, consumer: Consumer, name: str, grace: float) -> list[Any]:
@@ -247,7 +329,7 @@ def _subscribe_rabbitmq(broker: Any, consumer: Consumer, name: str, grace: float
 
 
 def _subscribe_queue(broker: Any, consumer: Consumer, name: str, topic: str, grace: float) -> Any:
-    from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitExchange, RabbitQueue
+    from faststream.rabbit import ExchangeType, QueueType, RabbitExchange, RabbitQueue
 
     queue = RabbitQueue(
         f"{name}.{topic}",
@@ -259,7 +341,6 @@ def _subscribe_queue(broker: Any, consumer: Consumer, name: str, topic: str, gra
     subscriber = broker.subscriber(
         queue,
         RabbitExchange(topic, type=ExchangeType.TOPIC, durable=True),
-        channel=Channel(prefetch_count=BATCH),
         ack_policy=AckPolicy.MANUAL,
         decoder=_undecoded,
         title=f"{name}.{topic}",
@@ -267,29 +348,68 @@ def _subscribe_queue(broker: Any, consumer: Consumer, name: str, topic: str, gra
     )
     window = _Window(consumer)
 
-    async def take(message: Annotated[Any, Context("message")]) -> None:
+    async def take(message: Any) -> None:
         raw = message.raw_message
-        if await window.take(raw.delivery_tag or 0, _from_rabbitmq(topic, raw)):
-            await _acknowledge(message)
+        with suppress(asyncio.CancelledError):  # its connection is lost; FastStream would log each with a traceback
+            if await window.take(raw, _from_rabbitmq(topic, raw)):
+                await _acknowledge(message)
 
-    subscriber(take)
-    _stop_in_order(subscriber, consumer, grace)
+    subscriber(take, filter=_everything)
+    _keep_places(subscriber, window)
+    _start_afresh(subscriber, consumer)
+    _stop_in_order(subscriber, consumer, window, grace)
     return subscriber
 
 
-def _stop_in_order(subscriber: Any, consumer: Consumer, grace: float) -> None:
+def _keep_places(subscriber: Any, window: _Window) -> None:
+    consume: Callable[[Any], Awaitable[Any]] = subscriber.consume
+
+    async def consume_in_place(raw: Any) -> Any:
+        window.announce(raw)
+        try:
+            return await consume(raw)
+        finally:
+            window.leave(raw)
+
+    subscriber.consume = consume_in_place
+
+
+def _start_afresh(subscriber: Any, consumer: Consumer) -> None:
+    """Start with a channel of its own, and take what comes before FastStream says that it runs: it would be left out.
+
+    FastStream keeps channels and queues, also closed ones.
+    """
+    from faststream.rabbit import Channel
+
+    start: Callable[[], Awaitable[None]] = subscriber.start
+
+    async def start_afresh() -> None:
+        consumer.resume()
+        subscriber.channel = Channel(prefetch_count=BATCH)
+        subscriber._outer_config.declarer.disconnect()  # noqa: SLF001 - FastStream has no other name for it
+        subscriber.running = True
+        try:
+            await start()
+        except BaseException:
+            subscriber.running = False
+            raise
+
+    subscriber.start = start_afresh
+
+
+def _stop_in_order(subscriber: Any, consumer: Consumer, window: _Window, grace: float) -> None:
     """Close the channel first: a consumer that is only cancelled keeps messages that later ones overtake."""
-    stop: Callable[[], Any] = subscriber.stop
+    stop: Callable[[], Awaitable[None]] = subscriber.stop
 
     async def stop_in_order() -> None:
         queue = subscriber._queue_obj  # noqa: SLF001 - FastStream has no other name for it
         if queue is not None:
             subscriber.running = False
             await consumer.stop(grace)
-            await subscriber.lock.wait_release(grace)
-            await _ended(queue.channel.close())
+            await window.end()
+            await subscriber.lock.wait_release(ENDING)
+            await _ended(queue.channel.close)
         await stop()
-        consumer.resume()
 
     subscriber.stop = stop_in_order
 
@@ -315,9 +435,15 @@ def _text(value: Any) -> str:
 # Both
 
 
+async def _everything(message: Any) -> bool:
+    """Take every message. FastStream asks its own filter in a thread, where messages overtake each other."""
+    del message
+    return True
+
+
 async def _undecoded(message: Any) -> Any:
-    """Leave bodies as they are: each handler's plan reads them."""
-    return message.body
+    """Leave bodies as they are: each handler's plan reads them. FastStream would fetch the message in a thread, too."""
+    return message
 
 
 def _described(consumer: Consumer) -> str:

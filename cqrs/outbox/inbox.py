@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from sqlalchemy import bindparam, delete, exists, or_, select
 
+from cqrs.codec import fitting_id
 from cqrs.outbox.parked import chunks
 from cqrs.outbox.rows import DEAD
 
-ID_LIMIT = 255
 COUNTED = {"preserve_rowcount": True}
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class Inbox:
     def take(self, connection: Connection, handler: str, message_id: str) -> bool:
         """Write a handler's inbox row; returns whether it was not there yet."""
         taking = self._store.prepared("take", self._taking)
-        row = taking.parameters({"handler": handler, "message_id": fitting(message_id)})
+        row = taking.parameters({"handler": handler, "message_id": fitting_id(message_id)})
         return self._store.dialect.run(connection, taking.statement, row) == 1
 
     def _taking(self) -> Insert:
@@ -43,7 +42,7 @@ class Inbox:
 
     async def take_all(self, connection: AsyncConnection, handler: str, message_ids: Collection[str]) -> bool:
         """Write a handler's inbox rows of several messages; returns whether none of them was there yet."""
-        ids = sorted({fitting(message_id) for message_id in message_ids})
+        ids = sorted({fitting_id(message_id) for message_id in message_ids})
         now = self._store.now()
         rows = [{"handler": handler, "message_id": message_id, "handled_at": now} for message_id in ids]
         taking = self._store.dialect.taking(self._table).values(rows).execution_options(**COUNTED)
@@ -63,7 +62,7 @@ class Inbox:
     async def has_taken(self, handler: str, message_id: str) -> bool:
         """Whether the inbox holds this pair."""
         table = self._table
-        query = exists().where(table.c.handler == handler, table.c.message_id == fitting(message_id))
+        query = exists().where(table.c.handler == handler, table.c.message_id == fitting_id(message_id))
         async with self._store.readers.connect() as connection:
             return bool(await connection.scalar(select(query)))
 
@@ -92,11 +91,6 @@ class Inbox:
                 for seqs in chunks(letters):
                     await connection.execute(delete(parked).where(parked.c.seq.in_(seqs)))
         return len(keys) + len(letters)
-
-
-def fitting(message_id: str) -> str:
-    """Return a message's id as the inbox keeps it: a foreign one that is too long for the column by its hash."""
-    return message_id if len(message_id) <= ID_LIMIT else sha256(message_id.encode()).hexdigest()
 
 
 def _by_handler(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Sequence[str]]]:

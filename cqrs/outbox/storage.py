@@ -19,6 +19,7 @@ from cqrs.errors import DrainTimeout, NotOpen, SchemaError
 from cqrs.outbox.carrier import Carrier
 from cqrs.outbox.database import reach, shown
 from cqrs.outbox.desk import Outbox
+from cqrs.outbox.faults import remember_faults
 from cqrs.outbox.group import Group, Member, Saved
 from cqrs.outbox.publisher import Pingable, Publisher
 from cqrs.outbox.relay import Pace, Relay, describe
@@ -92,6 +93,7 @@ class Storage:
         self._relays_to_broker = BROKER in publishers
         self._keeping = keeping
         self._listen_url = listen_url
+        remember_faults(store.writers)
         self._writing = _sessions(database, store.writers)
         self._reading = _sessions(database, store.readers)
         self.is_open = False

@@ -14,11 +14,13 @@ from sqlalchemy.exc import DBAPIError
 from cqrs.codec import BROKER, Envelope, headers_text, key_text, saved_headers
 from cqrs.context import trace_of
 from cqrs.errors import CommitUnknown, EncodingError, TransactionMisuse
+from cqrs.outbox.faults import check_fault, forget_fault, has_fault
 from cqrs.running import innermost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session, SessionTransaction
 
@@ -62,6 +64,7 @@ class Transaction:
         self._ending = False
         self._spoiled: str | None = None
         self._begun = False
+        self._connection: Connection | None = None
         self.already_taken = False
 
     @property
@@ -139,6 +142,8 @@ class Transaction:
         """Do what may wait, and be cancelled: flush, begin, take the message, come after other writers of the keys."""
         if self._session is not None and _has_changes(self._session):
             await self._session.flush()
+        if self._connection is not None and has_fault(self._connection):
+            await self.session.run_sync(lambda session: check_fault(session.connection()))
         if not self._begun and (self._envelopes or self._takes is not None):
             await self.session.run_sync(lambda session: session.connection())
         if self._envelopes and self._store.strict:
@@ -163,13 +168,15 @@ class Transaction:
 
     # What happens to the session, told by its events
 
-    def begun(self, connection: Any) -> None:
+    def begun(self, connection: Connection) -> None:
         """Write the inbox row as the first statement of a delivery; a row that stands there ends the delivery.
 
         A savepoint begins nothing: the row that it would find is the delivery's own.
         """
         if self._begun:
             return
+        forget_fault(connection)
+        self._connection = connection
         if self._takes is not None:
             self.already_taken = not self._store.inbox.take(connection, *self._takes)
             if self.already_taken:

@@ -7,12 +7,15 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import aiormq
 import pytest
 import sqlalchemy as sa
 from aiokafka import AIOKafkaProducer
+from faststream.kafka import KafkaBroker
+from faststream.rabbit import RabbitBroker
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import cqrs
@@ -266,3 +269,46 @@ async def test_two_consumers_keep_a_keys_order_between_them(scene: Scene):
             await scene.until_effects(100)
         await scene.until_effects(160)
     assert by_key(await scene.effects()) == {key: [*range(20), *range(20)] for key in "abcd"}
+
+
+async def test_a_backlog_takes_effect_in_order(scene: Scene):
+    async with scene.application() as app, app.consuming():
+        await until(lambda: app.consumer is not None and app.consumer.fault is None, PATIENCE)
+    for start in (0, 200, 400):
+        await scene.publish(*(order(number) for number in range(start, start + 200)))
+        async with scene.application(relay=False) as app, app.consuming():
+            await scene.until_effects(start + 200)
+    assert await scene.effects() == [("a", number) for number in range(600)]
+
+
+def order(number: int) -> tuple[str, dict[str, str], bytes]:
+    """Return an `OrderPlaced` of the key `a` as somebody else publishes it."""
+    body = json.dumps({"order": "a", "number": number}).encode()
+    return "a", {"ce_id": f"m{number}", "ce_type": "OrderPlaced"}, body
+
+
+async def test_an_application_consumes_again_through_a_broker_of_faststream(scene: Scene):
+    url = scene.broker
+    broker = KafkaBroker(url.removeprefix("kafka://")) if url.startswith("kafka") else RabbitBroker(url)
+    async with scene.application(broker=broker) as app:
+        for number in range(3):
+            async with app.consuming():
+                await app.send(Place(keys=["a"]))
+                await scene.until_effects(number + 1)
+    await broker.stop()
+    assert await scene.effects() == [("a", 0)] * 3
+    assert broker.subscribers == []
+
+
+async def test_a_handler_that_outlives_the_grace_period_is_cut_off_and_its_message_comes_again(scene: Scene):
+    scene.hangs = {"a"}
+    async with scene.application(grace=0.2, lease=60.0) as app:
+        async with app.consuming():
+            await app.send(Place(keys=["a"]))
+            await until(lambda: scene.attempts == ["a"], PATIENCE)
+            before = monotonic()
+        assert monotonic() - before < 5.0
+    async with scene.application() as app, app.consuming():
+        await scene.until_effects(1)
+    assert scene.attempts == ["a", "a"]
+    assert await scene.effects() == [("a", 0)]

@@ -23,6 +23,7 @@ class FakeParking:
         self.rows: list[tuple[str, str]] = []
         self.away: Exception | None = None
         self.freed: set[str] = set()
+        self.dead: list[str] = []
 
     def _lanes(self) -> set[str]:
         return {key for _, key in self.rows if key}
@@ -35,6 +36,7 @@ class FakeParking:
         return [row for row in new if row not in parked], parked
 
     async def park(self, failed: Sequence[Verdict], held: Sequence[Claimed]) -> list[Claimed]:
+        self.dead += [verdict.row.envelope.message_id for verdict in failed if verdict.wait is None]
         back = [row for row in held if row.envelope.key in self.freed]
         self.rows = [(event, key) for event, key in self.rows if key not in self.freed]
         for row in [*(verdict.row for verdict in failed), *(row for row in held if row not in back)]:
@@ -86,6 +88,10 @@ class Scene:
                 else:
                     stuck.add(envelope.lane)
         return outcomes
+
+    @property
+    def dead(self) -> list[str]:
+        return self.parking.dead
 
     async def take(self, *messages: str) -> bool:
         return await self.consumer.take([Received("topic", None, {}, text.encode()) for text in messages])
@@ -157,6 +163,18 @@ async def test_what_has_not_begun_in_time_is_parked_in_order():
     assert await scene.take("1:a", "2:a", "3:b")
     assert [event for event, key in scene.parking.rows if key == "a"] == ["1", "2"]
     assert ("3", "b") in scene.parking.rows
+
+
+async def test_what_cannot_be_read_is_dead_at_once_also_when_it_is_late():
+    scene = Scene(patience=0.0)
+    assert await scene.take("poison1:a", "2:b")
+    assert scene.dead == ["poison1"]
+
+
+async def test_a_message_that_came_twice_in_a_batch_is_one():
+    scene = Scene(failing("1"), patience=0.0)
+    assert await scene.take("1:a", "1:a", "2:a", "2:a")
+    assert scene.parking.rows == [("1", "a"), ("2", "a")]
 
 
 async def test_while_the_database_is_away_nothing_ends_and_then_everything_does(caplog: pytest.LogCaptureFixture):

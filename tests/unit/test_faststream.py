@@ -1,4 +1,6 @@
+import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,7 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import cqrs
-from cqrs.integrations.faststream import mount
+from cqrs.integrations.faststream import _Window, mount
+from cqrs.reading import Received
 from tests.unit.outbox.support import run_sql, until
 from tests.unit.support import RecordingPublisher
 
@@ -146,3 +149,96 @@ async def test_an_application_consumes_once_a_process(registry: cqrs.Registry, d
         with pytest.raises(cqrs.MisuseError, match="consumes already"):
             async with scene.app.consuming():
                 pass
+
+
+class RecordingConsumer:
+    """Takes everything to its end, and keeps the batches; what it is held by may be cleared."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def take(self, received: Sequence[Received]) -> bool:
+        self.batches.append([message.topic for message in received])
+        await self.free.wait()
+        return True
+
+
+def arrived(name: str) -> Received:
+    return Received(name, None, {}, b"")
+
+
+class Queue:
+    """A window over a recording consumer, and messages on their way to it."""
+
+    def __init__(self) -> None:
+        self.consumer: Any = RecordingConsumer()
+        self.window = _Window(self.consumer)
+        self.raws = {name: object() for name in "abcd"}
+
+    def announce(self, names: str) -> None:
+        for name in names:
+            self.window.announce(self.raws[name])
+
+    def take(self, name: str) -> asyncio.Task[bool]:
+        return asyncio.create_task(self.window.take(self.raws[name], arrived(name)))
+
+
+async def test_a_message_does_not_overtake_one_that_the_broker_sent_before_it():
+    queue = Queue()
+    queue.announce("abc")
+    later = [queue.take("c"), queue.take("b")]
+    await asyncio.sleep(0)
+    assert queue.consumer.batches == []
+    assert await queue.take("a")
+    assert all(await asyncio.gather(*later))
+    assert [name for batch in queue.consumer.batches for name in batch] == ["a", "b", "c"]
+
+
+async def test_a_message_that_was_turned_away_on_its_way_is_not_waited_for():
+    queue = Queue()
+    queue.announce("ab")
+    later = queue.take("b")
+    await asyncio.sleep(0)
+    queue.window.leave(queue.raws["a"])
+    assert await later
+    assert queue.consumer.batches == [["b"]]
+
+
+async def test_what_arrives_while_a_batch_is_at_work_is_the_next_batch():
+    queue = Queue()
+    queue.consumer.free.clear()
+    queue.announce("abc")
+    taken = [queue.take(name) for name in "a"]
+    await until(lambda: queue.consumer.batches == [["a"]])
+    taken += [queue.take(name) for name in "bc"]
+    await asyncio.sleep(0)
+    queue.consumer.free.set()
+    assert all(await asyncio.gather(*taken))
+    assert queue.consumer.batches == [["a"], ["b", "c"]]
+
+
+async def test_at_the_end_of_a_window_nothing_is_left_at_work_and_nothing_has_ended():
+    queue = Queue()
+    queue.consumer.free.clear()
+    queue.announce("ab")
+    first = queue.take("a")
+    await until(lambda: queue.consumer.batches == [["a"]])
+    second = queue.take("b")
+    await asyncio.sleep(0)
+    await queue.window.end()
+    assert await asyncio.gather(first, second) == [False, False]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_broker_under_test_may_be_started_again(registry: cqrs.Registry, database: str):
+    broker = KafkaBroker()
+    scene = Scene(registry, database, broker)
+    await scene.prepare()
+    mount(scene.app, broker)
+    for number in "12":
+        async with TestKafkaBroker(broker, connect_only=False), scene.app:
+            body = json.dumps({"order": number}).encode()
+            await broker.publish(body, "orders", headers={**HEADERS, "ce_id": f"m{number}"})
+    assert await scene.receipts() == ["1", "2"]

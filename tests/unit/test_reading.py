@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cqrs
-from cqrs.codec import KEY_LIMIT
+from cqrs.codec import ID_LIMIT, KEY_LIMIT, fits
 from cqrs.reading import Arrival, Reader, Received, fitting_key
 
 
@@ -100,10 +100,10 @@ def test_a_structured_cloud_event_is_read():
     assert envelope.headers["ce_source"] == "till"
 
 
+@pytest.mark.parametrize("instead", [None, ""])
 @pytest.mark.parametrize("missing", ["id", "type", "data"])
-def test_a_structured_cloud_event_without_what_it_needs_is_poison(missing: str):
-    body = {"specversion": "1.0", "id": "m1", "type": "OrderPaid", "data": {"order": "7"}}
-    del body[missing]
+def test_a_structured_cloud_event_without_what_it_needs_is_poison(missing: str, instead: str | None):
+    body = {"specversion": "1.0", "id": "m1", "type": "OrderPaid", "data": {"order": "7"}, missing: instead}
     arrivals = reader().read(received(body, content__type="application/cloudevents+json"))
     assert {str(arrival.fault) for arrival in arrivals} == {
         f"The body is no CloudEvent of application/cloudevents+json: it has no '{missing}'."
@@ -155,6 +155,23 @@ def test_a_message_id_of_the_broker_comes_before_its_place():
 def test_a_message_with_neither_id_nor_place_is_poison():
     fault = only(reader().read(received({"order": "7"}, place=None, ce_type="OrderPaid"))).fault
     assert str(fault).startswith("It has no id, so a second delivery could not be told from the first")
+
+
+def test_an_empty_id_is_none():
+    fault = only(reader().read(received({"order": "7"}, place=None, ce_type="OrderPaid", ce_id=""))).fault
+    assert str(fault).startswith("It has no id")
+    assert only(reader().read(received({"order": "7"}, ce_type="OrderPaid", ce_id=""))).fault is None
+
+
+@pytest.mark.parametrize("foreign", ["x" * 256, "a\0b", "a "])
+def test_an_id_that_does_not_fit_into_the_tables_is_replaced_by_its_hash(foreign: str):
+    ids = {
+        only(reader().read(received({"order": "7"}, ce_type="OrderPaid", ce_id=given))).envelope.message_id
+        for given in (foreign, foreign, foreign.strip() + "b")
+    }
+    assert foreign not in ids
+    assert len(ids) == 2
+    assert all(fits(found, ID_LIMIT) for found in ids)
 
 
 @pytest.mark.parametrize("kind", ["application/xml", "application/avro"])

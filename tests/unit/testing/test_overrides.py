@@ -60,6 +60,12 @@ async def test_a_container_gives_the_object_instead(greeting: cqrs.Registry, ask
     assert await app.send(Greet()) == "HELLO"
 
 
+async def test_a_container_without_overrides_gives_what_it_has(greeting: cqrs.Registry):
+    container = Container()
+    async with harness(cqrs.bootstrap(registry=greeting, container=container)) as t:
+        assert await t.send(Greet()) == "HELLO"
+
+
 async def test_what_a_container_builds_has_the_object_too(registry: cqrs.Registry):
     @registry.command_handler
     async def greet(command: Greet, person: Person) -> str:

@@ -1,0 +1,64 @@
+"""Errors that a handler caught although the database ended the transaction with them: COMMIT would not tell.
+
+PostgreSQL answers the COMMIT of a transaction in which a statement failed with a rollback, and no driver says so.
+MySQL rolls back a deadlock's victim, and what follows is a transaction that lacks what came before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
+
+from cqrs.errors import TransactionMisuse
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, ExceptionContext
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+FAULT = "cqrs_fault"
+"""Where a connection's `info` holds the last error of its transaction."""
+MYSQL_DEADLOCK = 1213
+
+
+def remember_faults(engine: AsyncEngine) -> None:
+    """Let the connections of an engine remember what failed."""
+    if not event.contains(engine.sync_engine, "handle_error", _remember):
+        event.listen(engine.sync_engine, "handle_error", _remember)
+
+
+def _remember(fault: ExceptionContext) -> None:
+    if fault.connection is not None and not fault.is_disconnect:
+        fault.connection.info[FAULT] = fault.original_exception
+
+
+def forget_fault(connection: Connection) -> None:
+    """Begin a transaction: what failed before has nothing to do with it."""
+    connection.info.pop(FAULT, None)
+
+
+def has_fault(connection: Connection) -> bool:
+    """Whether something has failed in its transaction."""
+    return FAULT in connection.info
+
+
+def check_fault(connection: Connection) -> None:
+    """Raise `TransactionMisuse` if the database has ended the transaction, so that nothing of it would be committed.
+
+    What failed in a savepoint that was rolled back is no harm.
+    """
+    fault: BaseException = connection.info[FAULT]
+    if MYSQL_DEADLOCK in fault.args:
+        raise TransactionMisuse(_advice(fault)) from fault
+    try:
+        connection.execute(text("SELECT 1"))
+    except DBAPIError:
+        raise TransactionMisuse(_advice(fault)) from fault
+
+
+def _advice(fault: BaseException) -> str:
+    return (
+        f"A handler caught an error with which the database had ended the whole transaction: {fault}. Let the "
+        "exception pass, or try what may fail in a savepoint: `async with session.begin_nested():`."
+    )
