@@ -163,14 +163,14 @@ async def test_poison_dies_with_its_body_and_holds_back_its_key_alone(scene: Sce
         await app.send(Place(keys=["a", "b"], times=5))
         await scene.until_effects(5)
 
-        async def dead() -> bool:
-            return (await app.outbox.counts()).dead == 1
+        async def dead_with_what_follows_behind_it() -> bool:
+            counts = await app.outbox.counts()
+            return (counts.dead, counts.waiting) == (1, 4)
 
-        await until(dead, PATIENCE)
+        await until(dead_with_what_follows_behind_it, PATIENCE)
         [letter] = await app.outbox.dead()
         assert json.loads(letter.payload) == {"order": "a", "number": 0}
         assert (letter.destination, letter.key, letter.attempts) == ("effects", "a", 3)
-        assert (await app.outbox.counts()).waiting == 4
         scene.poison = set()
         await app.outbox.replay()
         await scene.until_effects(10)
