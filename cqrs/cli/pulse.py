@@ -47,11 +47,13 @@ async def pulse(app: Mediator) -> AsyncGenerator[None]:
 
 
 async def _beat(app: Mediator, live: Any) -> None:
+    from rich.text import Text
+
     before, since = Totals.of(app), monotonic()
     while True:
         await asyncio.sleep(INTERVAL)
         now, until = Totals.of(app), monotonic()
-        live.update(f"{now.rates(before, until - since)}; {await _backlog(app)}", refresh=True)
+        live.update(Text(f"{now.rates(before, until - since)}; {await _backlog(app)}"), refresh=True)
         before, since = now, until
 
 

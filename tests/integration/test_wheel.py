@@ -252,6 +252,21 @@ def test_the_script_runs_again_on_its_database(installed: Installed, tmp_path: P
     assert installed.python("shop.py", cwd=tmp_path) == first
 
 
+def test_the_harness_runs_without_an_extra(installed: Installed, tmp_path: Path):
+    opened = 'cqrs.bootstrap(database="sqlite+aiosqlite:///new.db") as app'
+    assert opened in ONE_SCRIPT
+    harnessed = 'cqrs.testing.harness(cqrs.bootstrap(database="sqlite+aiosqlite:///new.db")) as app'
+    script = ONE_SCRIPT.replace("import cqrs\n", "import cqrs\nimport cqrs.testing\n", 1)
+    (tmp_path / "shop.py").write_text(script.replace(opened, harnessed).replace("app.drain()", "app.settle()"))
+    assert installed.python("shop.py", cwd=tmp_path).splitlines() == ["receipt for tea", "placed tea"]
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_pytest_is_told_of_the_plugin(installed: Installed, tmp_path: Path):
+    code = "from importlib.metadata import entry_points; print(*[p.value for p in entry_points(group='pytest11')])"
+    assert installed.python("-c", code, cwd=tmp_path).split() == ["cqrs.pytest_plugin"]
+
+
 def scripts(installed: Installed, cwd: Path) -> Path:
     return Path(installed.python("-c", "import cqrs; print(cqrs.migrations.scripts())", cwd=cwd).strip())
 
