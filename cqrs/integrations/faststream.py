@@ -11,15 +11,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-try:
-    import faststream  # noqa: F401 - to say what brings it
-except ModuleNotFoundError as error:
-    if error.name != "faststream":
-        raise
-    raise ModuleNotFoundError(
-        "Consuming needs the package faststream. Run: pip install 'cqrs-toolkit[faststream]'", name="faststream"
-    ) from None
-
 from cqrs.brokers.faststream import FastStreamBroker, kind_of
 from cqrs.brokers.tally import text_of
 from cqrs.errors import MisuseError

@@ -6,8 +6,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from faststream import AckPolicy
-
 from cqrs.codec import received_headers
 from cqrs.integrations.subscribing import (
     BATCH,
@@ -57,7 +55,7 @@ def subscribe(broker: Any, consumer: Consumer, name: str, grace: float) -> list[
         batch=True,
         max_records=BATCH,
         auto_offset_reset="earliest",
-        ack_policy=AckPolicy.MANUAL,
+        ack_policy=MANUAL,
         listener=listener,
         parser=_unparsed,
         decoder=undecoded,

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from faststream import AckPolicy
-
 from cqrs.integrations.subscribing import (
     BATCH,
     ENDING,
@@ -125,7 +123,7 @@ def _subscribe_queue(broker: Any, consumer: Consumer, name: str, topic: str, gra
     subscriber = broker.subscriber(
         queue,
         RabbitExchange(topic, type=ExchangeType.TOPIC, durable=True),
-        ack_policy=AckPolicy.MANUAL,
+        ack_policy=MANUAL,
         decoder=undecoded,
         title=f"{name}.{topic}",
         description=described(consumer),

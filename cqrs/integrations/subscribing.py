@@ -6,6 +6,15 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+try:
+    from faststream import AckPolicy
+except ModuleNotFoundError as error:
+    if error.name != "faststream":
+        raise
+    raise ModuleNotFoundError(
+        "Consuming needs the package faststream. Run: pip install 'cqrs-toolkit[faststream]'", name="faststream"
+    ) from None
+
 from cqrs.brokers.tally import text_of
 
 if TYPE_CHECKING:
@@ -15,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MANUAL = AckPolicy.MANUAL
+"""Acknowledgements are ours."""
 BATCH = 500
 """How many messages are taken from Kafka at once, and how many of a RabbitMQ queue are on their way."""
 ENDING = 5.0
