@@ -10,6 +10,7 @@ from cqrs.codec import received_headers
 from cqrs.integrations.subscribing import (
     BATCH,
     ENDING,
+    MANUAL,
     acknowledge,
     all_ended,
     described,

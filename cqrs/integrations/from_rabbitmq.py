@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cqrs.integrations.subscribing import (
     BATCH,
     ENDING,
+    MANUAL,
     acknowledge,
     all_ended,
     described,
