@@ -17,7 +17,8 @@ import cqrs
 from examples.shop.app import make_shop
 from examples.shop.demo.audit import audit
 from examples.shop.demo.broker import skip
-from examples.shop.demo.conductor import IsTime, Job, WorkerFailed, at_random, conduct, evenly
+from examples.shop.demo.conductor import IsTime, Job, WorkerFailed, at_random, evenly
+from examples.shop.demo.conductor import conduct as conduct_worker
 from examples.shop.demo.screen import Screen, make_screen, make_table
 from examples.shop.lines import COLUMNS, UnreadableFile, read_lines
 from examples.shop.tables import ASSORTMENT, Occupied, create
@@ -39,14 +40,14 @@ def main() -> int:
     parser = make_parser()
     options = parser.parse_args(namespace=Options())
     try:
-        job = plan(options)
+        job, conduct = plan(options), conductor(options)
         asyncio.run(prepare(job))
     except (UnreadableFile, Occupied, cqrs.ConfigurationError, ImportError, OSError) as error:
         parser.error(str(error))
     except DBAPIError as error:
         parser.error(f"the database cannot be used: {error.orig}")
     try:
-        return asyncio.run(run(job, moments(options, job.lines), conductor(options)))
+        return asyncio.run(run(job, moments(options, job.lines), conduct))
     except WorkerFailed as error:
         print(error, file=sys.stderr)
         return 1
@@ -78,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def conductor(options: Options) -> Conduct:
     if not options.http:
-        return conduct
+        return conduct_worker
     from examples.shop.demo.service import serve
 
     return serve
