@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from cqrs.events import NotificationEvent
 from cqrs.testing.story import How
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def _message(told: Told, indent: str) -> Iterator[str]:
     key = "" if told.route is None or told.route.key is None else f", key {str(told.route.key)!r}"
     taken_back = "" if told.exists else " - rolled back"
     nobody = " - nobody here handles it" if told.how is not How.SENT and told.exists and not _is_handled(told) else ""
-    yield f"{indent}{told.how} {shortened(repr(told.message))}{where}{key}{taken_back}{nobody}"
+    yield f"{indent}{told.how} {shortened(_named(told.message))}{where}{key}{taken_back}{nobody}"
     inner = f"{indent}  "
     for handler in dict.fromkeys(attempt.handler for attempt in told.attempts):
         attempts = [attempt for attempt in told.attempts if attempt.handler == handler]
@@ -38,6 +39,13 @@ def _message(told: Told, indent: str) -> Iterator[str]:
             yield from _message(caused, f"{inner}  ")
     for handler in told.waiting:
         yield f"{inner}{handler} - not begun: a dead letter of its key comes first"
+
+
+def _named(message: object) -> str:
+    """Return a message with its fields, of a notification those that are its own."""
+    if isinstance(message, NotificationEvent):
+        return f"{type(message).__qualname__}({message.payload!r})"
+    return repr(message)
 
 
 def _is_handled(told: Told) -> bool:

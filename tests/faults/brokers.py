@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from pydantic_core import from_json
 
-from cqrs.integrations.faststream import IN_ORDER
+from cqrs.integrations.from_rabbitmq import IN_ORDER
 from tests.faults.application import NARROW, WIDE, Setting
 from tests.faults.checker import Mark
 

@@ -10,7 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import cqrs
-from cqrs.integrations.faststream import _Window, mount
+from cqrs.integrations.faststream import mount
+from cqrs.integrations.from_rabbitmq import Window
 from cqrs.reading import Received
 from tests.unit.outbox.support import run_sql, until
 from tests.unit.support import RecordingPublisher
@@ -174,7 +175,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.consumer: Any = RecordingConsumer()
-        self.window = _Window(self.consumer)
+        self.window = Window(self.consumer)
         self.raws = {name: object() for name in "abcd"}
 
     def announce(self, names: str) -> None:

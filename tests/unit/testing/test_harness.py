@@ -330,6 +330,47 @@ async def test_nested_sends_and_queries_are_part_of_the_tree(registry: cqrs.Regi
         assert t.tree.splitlines()[1:] == [f"  {name(order)}", "    sent Count()", f"      {name(count)}"]
 
 
+class Notice(cqrs.NotificationEvent[dict[str, int]]):
+    topic: str = "notices"
+
+
+@pytest.mark.parametrize("broker", [None, RecordingPublisher()])
+async def test_the_class_style_is_written_down_in_the_same_way(
+    registry: cqrs.Registry, broker: RecordingPublisher | None
+):
+    class OrderHandler(cqrs.RequestHandler[Order, int]):
+        def __init__(self) -> None:
+            self._events: list[cqrs.Event] = []
+
+        @property
+        def events(self) -> list[cqrs.Event]:
+            return self._events
+
+        async def handle(self, request: Order) -> int:
+            self._events.append(Notice(payload={"number": request.number}))
+            return request.number
+
+    class NoticeHandler(cqrs.EventHandler[Notice]):
+        async def handle(self, event: Notice) -> None: ...
+
+    app = cqrs.bootstrap(
+        registry=registry,
+        database=SERVER,
+        broker=broker,
+        commands_mapper=lambda m: m.bind(Order, OrderHandler),
+        domain_events_mapper=lambda m: m.bind(Notice, NoticeHandler),
+    )
+    async with harness(app) as t:
+        assert await t.send(Order(number=1)) == 1
+        assert t.tree.splitlines() == [
+            "sent Order(number=1)",
+            f"  {name(OrderHandler)}",
+            "    emitted Notice({'number': 1}) to 'notices'",
+            f"      {name(NoticeHandler)}",
+        ]
+        assert t.assert_published(Notice).message_id == str(t.assert_emitted(Notice).event_id)
+
+
 async def test_handlers_beside_others_belong_to_their_event(registry: cqrs.Registry):
     @registry.command_handler
     async def order(command: Order, context: cqrs.Context) -> int:
