@@ -16,9 +16,11 @@ import sqlalchemy as sa
 from aiokafka import AIOKafkaProducer
 from faststream.kafka import KafkaBroker
 from faststream.rabbit import RabbitBroker
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import cqrs
+from tests.proxy import Proxy
 from tests.servers import scratch_database, server
 from tests.unit.outbox.support import run_sql, until
 
@@ -312,3 +314,19 @@ async def test_a_handler_that_outlives_the_grace_period_is_cut_off_and_its_messa
         await scene.until_effects(1)
     assert scene.attempts == ["a", "a"]
     assert await scene.effects() == [("a", 0)]
+
+
+async def test_a_connection_that_is_lost_amid_a_batch_changes_nothing_in_the_effects(tmp_path: Path):
+    url = make_url(server("RABBITMQ_URL"))
+    async with Proxy(str(url.host), url.port or 5672) as proxy:
+        through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
+        scene = Scene(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}", through)
+        await scene.prepare()
+        async with scene.application() as app, app.consuming():
+            await until(lambda: app.consumer is not None and app.consumer.fault is None, PATIENCE)
+            await scene.publish(*(order(number) for number in range(600)))
+            await scene.until_effects(50)
+            proxy.cut()
+            proxy.resume()
+            await scene.until_effects(600)
+    assert await scene.effects() == [("a", number) for number in range(600)]
