@@ -72,6 +72,7 @@ class Consumer:
         self._slot_of = slot_of
         self._parked = parked
         self._patience = patience
+        self._away = False
         self._stopped = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -180,14 +181,14 @@ class Consumer:
                 await self._stopped.wait()
 
     def _tell_fault(self, error: BaseException) -> None:
-        if self.fault is None:
+        if not self._away:
             log.warning("Nothing is consumed, as the database does not answer; it is tried again: %s", error)
-        self.fault = f"the database does not answer: {error}"
+        self._away, self.fault = True, f"the database does not answer: {error}"
 
     def _tell_recovery(self) -> None:
-        if self.fault is not None:
+        if self._away:
             log.warning("Consuming goes on.")
-        self.fault = None
+            self._away, self.fault = False, None
 
 
 def _given_up(rows: Sequence[Claimed], faults: Mapping[int, DecodingError]) -> list[Outcome]:

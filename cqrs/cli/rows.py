@@ -197,20 +197,15 @@ def _show(rows: list[Saved], *, as_json: bool) -> None:
 
 
 def _cells(row: Saved) -> tuple[object, ...]:
-    error = _cause(row.error or "")
+    from cqrs.outbox.verdicts import cause_of
+
+    error = cause_of(row.error or "")
     state = (
         row.state
         if row.seq is None or row.next_attempt_at is None
         else f"{row.state} until {_time(row.next_attempt_at)}"
     )
     return row.seq, state, row.event_id, row.type, row.key, row.destination, row.attempts, _time(row.created_at), error
-
-
-def _cause(error: str) -> str:
-    """Return the line that names the exception: the first one behind a traceback's last frame, if it is one."""
-    frames, _, last = error.rpartition('\n  File "')
-    behind = (line for line in last.splitlines()[1:] if line and not line.startswith(" "))
-    return next(behind, "") if frames else error.partition("\n")[0]
 
 
 def _show_whole(rows: list[Saved], *, as_json: bool) -> None:

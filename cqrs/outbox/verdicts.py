@@ -38,11 +38,18 @@ class Judge:
         for verdict in verdicts:
             envelope = verdict.row.envelope
             what = f"{envelope.type} {envelope.message_id} to {envelope.destination}"
-            reason = verdict.error.rstrip().rpartition("\n")[2]
+            reason = cause_of(verdict.error)
             if verdict.wait is None:
                 log.error("%s is dead at attempt %d: %s", what, verdict.attempts, reason)
             else:
                 log.warning("%s failed, tried again in %.1f s: %s", what, verdict.wait, reason)
+
+
+def cause_of(error: str) -> str:
+    """Return the line that names the exception: the first one behind a traceback's last frame, if it is one."""
+    frames, _, last = error.rpartition('\n  File "')
+    behind = (line for line in last.splitlines()[1:] if line and not line.startswith(" "))
+    return next(behind, "") if frames else error.partition("\n")[0]
 
 
 def _storable(text: str) -> str:
