@@ -24,6 +24,21 @@ def database(tmp_path: Path) -> str:
 
 
 @pytest.fixture
+def own_registrations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Hide, for a test, what other modules wrote into the default registry when tests of theirs were collected."""
+    registry, own = cqrs.default_registry, request.module.__name__
+    handlers, publications = list(registry.handlers), dict(registry.publications)
+    registry.handlers[:] = [record for record in handlers if record.module == own]
+    hidden = [event for event in publications if event.__module__ != own]
+    for event in hidden:
+        del registry.publications[event]
+    yield
+    registry.handlers[:] = handlers
+    registry.publications.clear()
+    registry.publications.update(publications)
+
+
+@pytest.fixture
 def fresh_modules() -> Iterator[None]:
     """Forget, afterwards, the modules that a test imports and what they wrote into the default registry."""
     modules = set(sys.modules)

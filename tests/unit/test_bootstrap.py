@@ -11,6 +11,8 @@ import cqrs
 from cqrs.registry import Kind
 from tests.unit.support import RecordingPublisher, name, path, place, problems
 
+pytestmark = pytest.mark.usefixtures("own_registrations")
+
 
 class PlaceOrder(cqrs.Command[str]):
     pass
