@@ -26,7 +26,7 @@ class FakeApplication:
         self.stopping = False
         self.last = ""
         deliveries: Any = {
-            ("handler", "Happened"): (SimpleNamespace(timeout=None), SimpleNamespace(codec=Codec(Happened)))
+            ("handler", "Happened"): (SimpleNamespace(group=1, timeout=None), SimpleNamespace(codec=Codec(Happened)))
         }
         application: Any = self
         self.publisher = Local(application, deliveries, taken=self.taken, stopping=lambda: self.stopping)

@@ -47,6 +47,7 @@ def test_a_failed_test_shows_its_story_once(pytester: pytest.Pytester):
         "asyncio_default_fixture_loop_scope=function",
         "-W",
         "error",
+        "-rN",  # without the summary, in which CI repeats errors as a whole
     )
     outcome.assert_outcomes(passed=1, failed=2)
     outcome.stdout.fnmatch_lines(["*cqrs story*", "sent Order(number=1)", "  order"])
