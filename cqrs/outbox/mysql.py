@@ -51,6 +51,8 @@ class MySQL(Server):
     async def migrating(self, connection: AsyncConnection) -> AsyncGenerator[None]:
         """Hold a lock of the session: DDL ends transactions here."""
         await connection.execute(text("SELECT GET_LOCK(CONCAT(DATABASE(), '.cqrs'), 300)"))
+        # What was read before the lock would be read again as it was then, under REPEATABLE READ.
+        await connection.execute(text("COMMIT"))
         try:
             yield
         finally:
