@@ -8,6 +8,7 @@ from functools import cache, cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
+from zlib import crc32
 
 import pydantic
 from pydantic_core import PydanticSerializationError, to_json
@@ -51,6 +52,11 @@ class Envelope(NamedTuple):
     def lane(self) -> tuple[str, str, str]:
         """Return what order is kept within: destination, topic and key; an event without a key stands alone."""
         return self.destination, self.topic, self.key if self.key is not None else self.message_id
+
+    def share(self, number: int) -> int:
+        """Return in which of so many shares its topic and key are; without a key its id takes the key's place."""
+        _, topic, key = self.lane
+        return crc32(f"{topic}\0{key}".encode()) % number
 
     @property
     def headers(self) -> dict[str, str]:

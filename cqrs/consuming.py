@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from cqrs.outbox.publisher import Failed, Fate, Outcome
 from cqrs.outbox.rows import Claimed
+from cqrs.outbox.waiting import came
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -119,10 +119,7 @@ class Consumer:
     async def stop(self, grace: float) -> bool:
         """Begin nothing more, and wait so many seconds at most until what is at work has ended; returns whether."""
         self._stopped.set()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await self._idle.wait()
-        return not self._working
+        return await came(self._idle, grace)
 
     def resume(self) -> None:
         """Begin again."""
@@ -135,7 +132,7 @@ class Consumer:
                 rows = await self._advance(rows, faults, late=monotonic() >= late)
             except Exception as error:  # noqa: BLE001 - the database is away: each driver has errors of its own
                 self._tell_fault(error)
-                await self._wait(pause)
+                await came(self._stopped, pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 self._tell_recovery()
@@ -174,11 +171,6 @@ class Consumer:
         for place, outcome in zip(sent, told, strict=True):
             outcomes[place] = outcome
         return outcomes
-
-    async def _wait(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopped.wait()
 
     def _tell_fault(self, error: BaseException) -> None:
         if not self._away:

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 from cqrs.codec import Envelope
 from cqrs.context import Trace
@@ -104,8 +103,7 @@ class Local:
         """Return what is worked on in a row: a key's, or of a handler that takes groups, a share of all keys."""
         if self.group_of(envelope) == 1:
             return envelope.lane
-        _, topic, key = envelope.lane
-        return envelope.destination, str(crc32(f"{topic}\0{key}".encode()) % SHARES)
+        return envelope.destination, str(envelope.share(SHARES))
 
     async def deliver_together(self, envelopes: Sequence[Envelope], end: float) -> bool:
         """Deliver in one transaction; returns whether it was committed, after a second try where that may help."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 if TYPE_CHECKING:
     from cqrs.codec import Envelope
@@ -19,9 +18,7 @@ def keyed_headers(envelope: Envelope) -> dict[str, str]:
 
 def routing_key(envelope: Envelope, slots: int) -> str:
     """Return `<event name>.<slot>`: what a queue binds to for some events, or for some of the keys."""
-    _, topic, key = envelope.lane
-    slot = crc32(f"{topic}\0{key}".encode()) % slots
-    return f"{envelope.type}.{slot:02d}"
+    return f"{envelope.type}.{envelope.share(slots):02d}"
 
 
 def unroutable(exchange: str, key: str) -> str:

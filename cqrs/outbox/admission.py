@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, null, select
 
-from cqrs.outbox.parked import chunks
-from cqrs.outbox.rows import DEAD, WAITING
+from cqrs.outbox.parked import chunks, held_back
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -52,17 +51,12 @@ class Admission:
                         parked.add(verdict.row.lane)
             behind = [row for row in held if row.lane in parked and _identity(row) not in known]
             if behind:
-                await self._insert(connection, behind, _held_back())
+                await self._insert(connection, behind, held_back())
         return [row for row in held if row.lane not in parked]
 
     def _ending(self, verdict: Verdict, parked: Collection[Lane]) -> dict[str, Any]:
-        first = verdict.row.lane not in parked
-        return {
-            "state": DEAD if verdict.wait is None else WAITING,
-            "attempts": verdict.attempts,
-            "next_attempt_at": self._store.now(verdict.wait) if first and verdict.wait is not None else null(),
-            "error": verdict.error,
-        }
+        ending = self._store.parked.ending(verdict)
+        return {**ending, "next_attempt_at": null()} if verdict.row.lane in parked else ending
 
     async def _insert(self, connection: AsyncConnection, rows: Sequence[Claimed], ending: Mapping[str, Any]) -> None:
         values = {"source_id": null(), "created_at": self._store.now(), **ending}
@@ -89,10 +83,6 @@ class Admission:
                 ids = await connection.scalars(select(table.c.event_id).where(*place, *wanted))
                 known.update((destination, event_id) for event_id in ids)
         return lanes, known
-
-
-def _held_back() -> dict[str, Any]:
-    return {"state": WAITING, "attempts": 0, "next_attempt_at": null(), "error": null()}
 
 
 def _identity(row: Claimed) -> tuple[str, str]:

@@ -16,6 +16,8 @@ from uuid import uuid4
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from cqrs.outbox.waiting import came
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
@@ -58,7 +60,7 @@ class Bell:
 
     async def __aexit__(self, *_: object) -> None:
         """Let a ring that is due go out, and stop."""
-        await _within(PATIENCE, self._silent.wait())
+        await came(self._silent, PATIENCE)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -129,7 +131,7 @@ class Bell:
         self._heard_own.clear()
         while not self._heard_own.is_set() and not hearing.done() and monotonic() < end:
             self.ring()
-            await _within(PATIENCE / 20, self._heard_own.wait())
+            await came(self._heard_own, PATIENCE / 20)
         if self._rings == before:
             raise ConnectionError("nothing could be rung, so nothing could be heard")
         return self._heard_own.is_set() or hearing.done()
@@ -159,7 +161,7 @@ async def _hear_asyncpg(driver: Any, channel: str, told: Callable[[str], None]) 
     driver.add_termination_listener(lambda _: lost.set())
     await driver.add_listener(channel, lambda _connection, _pid, _channel, payload: told(payload))
     while not lost.is_set():
-        await _within(ALIVE, lost.wait())
+        await came(lost, ALIVE)
         await _look_alive(driver)
 
 
@@ -174,9 +176,3 @@ async def _hear_psycopg(driver: Any, channel: str, told: Callable[[str], None]) 
 async def _look_alive(driver: Any) -> None:
     async with asyncio.timeout(PATIENCE):
         await driver.execute("SELECT 1")
-
-
-async def _within(seconds: float, waited: Any) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await waited

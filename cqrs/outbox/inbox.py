@@ -8,9 +8,8 @@ from sqlalchemy import bindparam, delete, exists, or_, select
 
 from cqrs.codec import fitting_id
 from cqrs.outbox.parked import chunks
+from cqrs.outbox.prepared import COUNTED
 from cqrs.outbox.rows import DEAD
-
-COUNTED = {"preserve_rowcount": True}
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence

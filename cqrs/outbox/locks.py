@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import text
 
+from cqrs.outbox.prepared import COUNTED
 from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ MOST_BYTES = 16 * 1024 * 1024
 """How many bytes of bodies a claim may have, as far as the one before lets guess."""
 CAREFUL = 100
 """How many rows are taken while it is not known how large they are."""
-
-
-COUNTED = {"preserve_rowcount": True}
 
 
 class Server:

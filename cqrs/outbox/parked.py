@@ -42,13 +42,11 @@ class Parked:
 
     async def hold_back(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
         """Move rows behind the parked ones of their key; the end of the one before makes each of them due."""
-        await self._move(
-            connection, rows, {"state": WAITING, "attempts": 0, "next_attempt_at": null(), "error": null()}
-        )
+        await self._move(connection, rows, held_back())
 
     async def park(self, connection: AsyncConnection, verdict: Verdict) -> None:
         """Move a row that failed, which parks its key."""
-        await self._move(connection, [verdict.row], self._ending(verdict))
+        await self._move(connection, [verdict.row], self.ending(verdict))
 
     async def _move(self, connection: AsyncConnection, rows: Sequence[Claimed], ending: Mapping[str, Any]) -> None:
         outbox = self._store.tables.outbox
@@ -61,7 +59,8 @@ class Parked:
                 await connection.execute(insert(self._table).from_select(columns, moved.order_by(outbox.c.id)))
                 await connection.execute(delete(outbox).where(*here))
 
-    def _ending(self, verdict: Verdict) -> dict[str, Any]:
+    def ending(self, verdict: Verdict) -> dict[str, Any]:
+        """Return the columns that tell what becomes of a row that failed."""
         return {
             "state": DEAD if verdict.wait is None else WAITING,
             "attempts": verdict.attempts,
@@ -117,7 +116,7 @@ class Parked:
         for some in chunks([row.id for row in done]):
             await connection.execute(delete(table).where(table.c.seq.in_(some)))
         for verdict in failed:
-            await connection.execute(update(table).where(table.c.seq == verdict.row.id).values(**self._ending(verdict)))
+            await connection.execute(update(table).where(table.c.seq == verdict.row.id).values(**self.ending(verdict)))
         for row in (*done, *freed):
             await self._make_next_due(connection, row.lane, skipping)
         for some in chunks([row.id for row in returned]):
@@ -232,6 +231,11 @@ class Parked:
         return [
             row for these in dead for row in await connection.execute(select(table).where(these).order_by(table.c.seq))
         ]
+
+
+def held_back() -> dict[str, Any]:
+    """Return the columns of a row that waits behind another one, whose end makes it due."""
+    return {"state": WAITING, "attempts": 0, "next_attempt_at": null(), "error": null()}
 
 
 def _same_lane(table: Table, destination: str, topic: str, key: str | None) -> ColumnElement[bool]:

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Dialect, Executable
 
+COUNTED = {"preserve_rowcount": True}
+"""Lets a statement tell how many rows it touched, also where SQLAlchemy would forget it."""
+
 
 class Prepared:
     """The text of a statement, and its parameters as the driver wants them. `ahead` is the clock it was made with."""

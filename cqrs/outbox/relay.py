@@ -12,7 +12,7 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -23,6 +23,7 @@ from cqrs.outbox.circuits import Circuits
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher
 from cqrs.outbox.store import Nothing
 from cqrs.outbox.verdicts import Judge
+from cqrs.outbox.waiting import came
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
@@ -177,7 +178,7 @@ class Relay:
         pause = self._circuits.pause
         if pause is None:
             return False
-        await _wait(self._awake["trials"], pause)
+        await came(self._awake["trials"], pause)
         return True
 
     def _wake_all(self) -> None:
@@ -268,7 +269,7 @@ class Relay:
         ended = asyncio.Event()
 
         async def beat() -> None:
-            while not await _wait(ended, self._pace.lease / 4):
+            while not await came(ended, self._pace.lease / 4):
                 try:
                     await claim.keep()
                 except Exception as error:  # noqa: BLE001 - the claim's own statements report a lasting fault
@@ -296,7 +297,7 @@ class Relay:
                 if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
                     raise
                 faults = self._faults.add(name, error)
-                await _wait(awake, min(5.0, 0.1 * 2 ** min(faults, 6)))
+                await came(awake, min(5.0, 0.1 * 2 ** min(faults, 6)))
 
     async def _look(self) -> bool:
         """Look, with one statement, for what no wake-up told, and wait until the next look or the next retry is due."""
@@ -313,7 +314,7 @@ class Relay:
         if probe.due is not None and probe.due <= 0:
             self._awake["parked"].set()
             pause = self._pace.idle
-        await _wait(self._awake["look"], pause)
+        await came(self._awake["look"], pause)
         return True
 
 
@@ -342,14 +343,6 @@ def _blame(envelope: Envelope) -> Outcome:
 
 def _bound(work: Callable[[Lane], Awaitable[bool]], lane: Lane) -> Callable[[], Awaitable[bool]]:
     return lambda: work(lane)
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event at most so long; returns whether it came."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    return event.is_set()
 
 
 class Faults:

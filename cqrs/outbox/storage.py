@@ -25,6 +25,7 @@ from cqrs.outbox.publisher import Pingable, Publisher
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import DEAD
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
+from cqrs.outbox.waiting import came
 from cqrs.registry import Kind
 from cqrs.schema import VERSION
 
@@ -312,7 +313,7 @@ class Storage:
             if monotonic() >= end:
                 raise DrainTimeout(describe(left), f"not delivered after {timeout:g} s")
             self.relay.settled.clear()
-            await _wait_for(self.relay.settled, min(LOOK, max(0.0, end - monotonic())))
+            await came(self.relay.settled, min(LOOK, max(0.0, end - monotonic())))
 
     async def _unended(self) -> list[tuple[str, str, str, str]]:
         asked = list(self._emitted)
@@ -326,14 +327,6 @@ class Storage:
 
 def _nobody() -> None:
     """Stand for a bell where the database has none."""
-
-
-async def _wait_for(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return
 
 
 def _sessions(database: Database, engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:

@@ -9,7 +9,6 @@ from collections import Counter
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
-from zlib import crc32
 
 from sqlalchemy import (
     ARRAY,
@@ -209,8 +208,7 @@ class Store:
 
     def slot_of(self, envelope: Envelope) -> int:
         """Return the slot of a row: a hash of its topic and key; without a key the event's id takes its place."""
-        _, topic, key = envelope.lane
-        return crc32(f"{topic}\0{key}".encode()) % self.slots
+        return envelope.share(self.slots)
 
     def now(self, seconds: float = 0.0) -> Any:
         """Return the moment so many seconds from now, as an expression in the database's clock."""
