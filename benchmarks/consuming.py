@@ -24,6 +24,7 @@ from benchmarks.lines import Bar, Job, Line, ratio
 from benchmarks.ours import Contestant, alternate
 from benchmarks.relay import rates
 from benchmarks.rows import PAYLOAD, body_of, drawn_keys
+from cqrs.cli.serving import spare_collector
 from cqrs.consuming import Consumer
 from cqrs.reading import Received
 
@@ -204,13 +205,14 @@ def application(url: str, topic: str, group: int) -> cqrs.Mediator:
 
 @contextmanager
 def frozen() -> Iterator[None]:
-    """Keep what was imported from the garbage collector, as `cqrs run` does."""
-    gc.collect()
-    gc.freeze()
+    """Spare the garbage collector, as `cqrs run` does."""
+    before = gc.get_threshold()
+    spare_collector()
     try:
         yield
     finally:
         gc.unfreeze()
+        gc.set_threshold(*before)
 
 
 def _watch(consumer: Consumer, watch: Watch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter_ns
@@ -14,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 import cqrs
 from benchmarks.rows import TOPIC, Outbox
 from cqrs import migrations
+from cqrs.cli.serving import spare_collector
 from cqrs.codec import Envelope
 from cqrs.outbox.publisher import Fate, Outcome, Unavailable
 
@@ -199,15 +199,13 @@ Contestant = Callable[[], Awaitable[float]]
 async def alternate(contestants: dict[str, Contestant], rounds: int) -> dict[str, list[float]]:
     """Let contestants take turns, after one round that only warms up; return the nanoseconds of each by round.
 
-    What has been imported and opened by then is taken out of the collector's sight, for all of them, as
-    docs/production.md advises for a process that relays.
+    Then the garbage collector is spared, for all of them, as `cqrs run` does and docs/production.md advises.
     """
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     order = list(contestants)
     for number in range(rounds + 1):
         if number == 1:
-            gc.collect()
-            gc.freeze()
+            spare_collector()
         for name in order:
             took = await contestants[name]()
             if number:

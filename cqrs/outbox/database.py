@@ -171,8 +171,18 @@ def _engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
     """Return an engine for writers and one for readers; on a server they are one."""
     if url.get_backend_name() == "sqlite":
         return sqlite.connect(url)
-    engine = create_async_engine(url, pool_size=POOL, max_overflow=POOL, pool_recycle=RECYCLED)
+    engine = create_async_engine(
+        url, pool_size=POOL, max_overflow=POOL, pool_recycle=RECYCLED, connect_args=_arguments(url)
+    )
     return engine, engine
+
+
+def _arguments(url: URL) -> dict[str, Any]:
+    if url.get_driver_name() != "asyncpg":
+        return {}
+    from cqrs.outbox.asyncpg_driver import JoinedConnection
+
+    return {"connection_class": JoinedConnection}
 
 
 def dialect_of(engine: AsyncEngine) -> Dialect:

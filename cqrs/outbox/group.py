@@ -14,7 +14,8 @@ from cqrs.outbox.transaction import AlreadyTaken, Transaction, shielded
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from cqrs.outbox.store import Store
     from cqrs.signature import Handler
@@ -48,21 +49,20 @@ class Group:
         self._saved = saved
         self._envelopes: list[Envelope] = []
         self._connection: AsyncConnection
-        self._transaction: AsyncTransaction
 
     async def __aenter__(self) -> Self:
         """Begin, and take the messages."""
         self._connection = await self._store.writers.connect()
         try:
-            self._transaction = await self._connection.begin()
-            await self._take()
+            await self._connection.run_sync(self._begin)
         except BaseException:
             await shielded(self._connection.close())
             raise
         return self
 
-    async def _take(self) -> None:
-        if not await self._store.inbox.take_all(self._connection, self._handler.name, self._message_ids):
+    def _begin(self, connection: Connection) -> None:
+        connection.begin()
+        if not self._store.inbox.take(connection, self._handler.name, self._message_ids):
             raise AlreadyTaken
 
     async def __aexit__(
@@ -78,7 +78,7 @@ class Group:
     async def _end(self, *, commit: bool) -> None:
         try:
             if commit:
-                await self._transaction.commit()
+                await self._connection.commit()
         finally:
             await self._connection.close()
         if commit and self._envelopes:

@@ -8,7 +8,6 @@ from sqlalchemy import bindparam, delete, exists, or_, select
 
 from cqrs.codec import fitting_id
 from cqrs.outbox.parked import chunks
-from cqrs.outbox.prepared import COUNTED
 from cqrs.outbox.rows import DEAD
 
 if TYPE_CHECKING:
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Insert
     from sqlalchemy.engine import Connection
-    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from cqrs.codec import Envelope
     from cqrs.outbox.store import Store
@@ -29,24 +27,18 @@ class Inbox:
         self._store = store
         self._table = store.tables.inbox
 
-    def take(self, connection: Connection, handler: str, message_id: str) -> bool:
-        """Write a handler's inbox row; returns whether it was not there yet."""
-        taking = self._store.prepared("take", self._taking)
-        row = taking.parameters({"handler": handler, "message_id": fitting_id(message_id)})
-        return self._store.dialect.run(connection, taking.statement, row) == 1
-
-    def _taking(self) -> Insert:
-        row = {"handler": bindparam("handler"), "message_id": bindparam("message_id"), "handled_at": self._store.now()}
-        return self._store.dialect.taking(self._table).values(row)
-
-    async def take_all(self, connection: AsyncConnection, handler: str, message_ids: Collection[str]) -> bool:
-        """Write a handler's inbox rows of several messages; returns whether none of them was there yet."""
+    def take(self, connection: Connection, handler: str, message_ids: Collection[str]) -> bool:
+        """Write a handler's inbox rows, as a transaction's first statement; returns whether none was there yet."""
         ids = sorted({fitting_id(message_id) for message_id in message_ids})
-        now = self._store.now()
-        rows = [{"handler": handler, "message_id": message_id, "handled_at": now} for message_id in ids]
-        taking = self._store.dialect.taking(self._table).values(rows).execution_options(**COUNTED)
-        written = (await connection.execute(taking)).rowcount
-        return len(message_ids) == len(ids) == int(written)
+        taking = self._store.prepared(f"take {len(ids)}", lambda: self._taking(len(ids)))
+        row = taking.parameters({"handler": handler, **{f"message_id_{n}": ids[n] for n in range(len(ids))}})
+        written = self._store.dialect.begin_with(connection, taking.statement, row)
+        return len(message_ids) == len(ids) == written
+
+    def _taking(self, number: int) -> Insert:
+        row = {"handler": bindparam("handler"), "handled_at": self._store.now()}
+        rows = [{**row, "message_id": bindparam(f"message_id_{n}")} for n in range(number)]
+        return self._store.dialect.taking(self._table).values(rows)
 
     async def taken(self, envelopes: Sequence[Envelope]) -> set[tuple[str, str]]:
         """Return the (handler, message id) pairs among these that the inbox holds."""

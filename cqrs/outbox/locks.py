@@ -55,6 +55,10 @@ class Server:
         """Run a compiled statement; returns how many rows it touched."""
         return int(connection.exec_driver_sql(statement, parameters, COUNTED).rowcount)
 
+    def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:
+        """Run a compiled statement as a transaction's first; returns how many rows it touched."""
+        return self.run(connection, statement, parameters)
+
 
 class Slots(Protocol):
     """How one kind of server locks slots, reads their rows and deletes them; one object a lane."""

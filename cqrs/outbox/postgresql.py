@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
     from sqlalchemy import Insert, Table
+    from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from cqrs.outbox.store import Store
@@ -60,6 +61,15 @@ class PostgreSQL(Server):
     def taking(self, inbox: Table) -> Insert:
         """Return what writes inbox rows unless they are there."""
         return insert(inbox).on_conflict_do_nothing()
+
+    def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:
+        """Run a compiled statement as a transaction's first, in one trip with BEGIN where the driver can."""
+        if connection.dialect.driver == "asyncpg":
+            from cqrs.outbox import asyncpg_driver
+
+            if asyncpg_driver.can_join(connection):
+                return asyncpg_driver.begin_with(connection, statement, parameters)
+        return self.run(connection, statement, parameters)
 
     async def check(self, store: Store) -> None:
         """Refuse a sequence that hands out ids in advance: a floor may then pass over rows that are still to come."""

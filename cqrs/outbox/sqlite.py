@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
-from cqrs.outbox.driver import creator
+from cqrs.outbox.aiosqlite_driver import creator
 from cqrs.outbox.leases import LeasedLane
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class SQLite:
     def run(self, connection: Connection, statement: str, parameters: Sequence[Any]) -> int:
         """Run a compiled statement in one trip; returns how many rows it touched."""
         return execute(connection, statement, *parameters)
+
+    begin_with = run
 
     async def check(self, store: Store) -> None:
         """Rely on nothing that could be changed."""

@@ -115,7 +115,7 @@ class Storage:
 
     def deliver_to(self, handler: Handler, message_id: str) -> Transaction:
         """Return a unit in which this handler's inbox row says that it has taken this message."""
-        return self._unit(Transaction, self._writing, takes=(handler.name, message_id))
+        return self._unit(Transaction, self._writing, takes=(handler.name, [message_id]))
 
     def group(self, handler: Handler, message_ids: Sequence[str]) -> Group:
         """Return one transaction in which a handler takes several messages, to be entered."""
@@ -138,7 +138,7 @@ class Storage:
         self,
         kind: type[Work],
         sessions: Callable[[], AsyncSession],
-        takes: tuple[str, str] | None = None,
+        takes: tuple[str, Collection[str]] | None = None,
         saved: Saved | None = None,
     ) -> Work:
         if not self.is_open:

@@ -141,6 +141,10 @@ class Dialect(Protocol):
         """Run a compiled statement; returns how many rows it touched."""
         ...
 
+    def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:
+        """Run a compiled statement as a transaction's first; returns how many rows it touched."""
+        ...
+
     async def check(self, store: Store) -> None:
         """Raise `SchemaError` where somebody changed what the dialect relies on."""
         ...

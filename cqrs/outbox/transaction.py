@@ -18,7 +18,7 @@ from cqrs.outbox.faults import check_fault, forget_fault, has_fault
 from cqrs.running import innermost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -51,7 +51,7 @@ class Transaction:
         source: str,
         publishes: bool,
         saved: Callable[[Sequence[Envelope]], None],
-        takes: tuple[str, str] | None = None,
+        takes: tuple[str, Collection[str]] | None = None,
     ) -> None:
         self._open_session = open_session
         self._session: AsyncSession | None = None

@@ -533,9 +533,9 @@ class StoreContract(AdmissionContract):
 
     # The inbox
 
-    async def take(self, store: Store, handler: str, message_id: str) -> bool:
+    async def take(self, store: Store, handler: str, *message_ids: str) -> bool:
         async with store.writers.begin() as connection:
-            return await connection.run_sync(store.inbox.take, handler, message_id)
+            return await connection.run_sync(store.inbox.take, handler, message_ids)
 
     async def test_a_message_is_taken_once(self, store: Store):
         assert await self.take(store, "handler", "event-1")
@@ -549,9 +549,27 @@ class StoreContract(AdmissionContract):
 
     async def test_a_message_whose_transaction_was_rolled_back_was_not_taken(self, store: Store):
         async with store.writers.connect() as connection:
-            await connection.run_sync(store.inbox.take, "handler", "event-1")
+            await connection.run_sync(store.inbox.take, "handler", ["event-1"])
             await connection.rollback()
         assert not await store.inbox.has_taken("handler", "event-1")
+
+    async def test_several_messages_are_taken_together(self, store: Store):
+        assert await self.take(store, "handler", "event-2", "event-1", "event-3")
+        for message_id in ("event-1", "event-2", "event-3"):
+            assert await store.inbox.has_taken("handler", message_id)
+
+    async def test_several_messages_are_refused_when_one_of_them_was_taken_before(self, store: Store):
+        await self.take(store, "handler", "event-2")
+        assert not await self.take(store, "handler", "event-1", "event-2")
+
+    async def test_several_messages_are_refused_when_one_of_them_is_among_them_twice(self, store: Store):
+        assert not await self.take(store, "handler", "event-1", "event-1")
+
+    @pytest.mark.parametrize("message_id", ["it's", "back\\slash", "$1 :name %s ?", "żółć 🐘", "'); DELETE FROM x; --"])
+    async def test_an_id_may_have_any_characters(self, store: Store, message_id: str):
+        assert await self.take(store, "handler's \\ $1", message_id)
+        assert await store.inbox.has_taken("handler's \\ $1", message_id)
+        assert not await self.take(store, "handler's \\ $1", message_id)
 
     async def test_the_inbox_says_whether_a_handler_has_taken_a_message(self, store: Store):
         await self.take(store, "handler", "event-1")

@@ -6,12 +6,13 @@ from contextlib import AsyncExitStack
 
 import pytest
 from sqlalchemy import delete, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cqrs import migrations
 from cqrs.codec import Envelope
 from cqrs.outbox import locks, mysql
-from cqrs.outbox.database import dialect_of
+from cqrs.outbox.database import connect, dialect_of
 from cqrs.outbox.store import Nothing, Store
 from tests.contract.store import (
     OTHER_LANES,
@@ -118,6 +119,40 @@ class ServerContract(StoreContract):
 class TestAsyncpg(ServerContract):
     variable = "POSTGRES_URL"
     empty = "TRUNCATE cqrs_{}"
+
+
+class TestAsyncpgOfOurOwn(TestAsyncpg):
+    """The engine that the toolkit makes from a URL, whose BEGIN takes the inbox row along."""
+
+    def engine(self, url: str) -> AsyncEngine:
+        database = connect(url, [], prefix="cqrs_", schema=None, migrate=False)
+        assert database is not None
+        return database.writers
+
+    async def test_begin_and_the_first_statement_are_one_trip(self, store: Store):
+        async with store.writers.connect() as connection:
+            await connection.run_sync(store.inbox.take, "handler", ["event-1"])
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert (driver.status, driver.is_in_transaction()) == ("INSERT 0 1", True)
+
+    async def test_a_transaction_that_has_begun_takes_a_message_as_well(self, store: Store):
+        async with store.writers.begin() as connection:
+            await connection.execute(text("SELECT 1"))
+            assert await connection.run_sync(store.inbox.take, "handler", ["event-1"])
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert not driver.status
+        assert await store.inbox.has_taken("handler", "event-1")
+
+    async def test_a_failure_to_take_gives_the_connection_up(self, store: Store):
+        async with store.writers.connect() as holder, store.writers.connect() as waiter:
+            await holder.run_sync(store.inbox.take, "handler", ["event-1"])
+            await waiter.execute(text("SET lock_timeout = '50ms'"))
+            await waiter.commit()
+            with pytest.raises(DBAPIError, match="lock timeout") as caught:
+                await waiter.run_sync(store.inbox.take, "handler", ["event-1"])
+            assert caught.value.connection_invalidated
+            assert waiter.invalidated
+        assert await self.take(store, "handler", "event-1")
 
 
 class TestPsycopg(TestAsyncpg):

@@ -499,7 +499,7 @@ async def test_events_of_a_delivery_that_was_taken_before_are_not_saved_again(re
         store = storage_of(app).store
         nobody = storage_of(app)._publishers[0]
         async with store.writers.begin() as connection:
-            await connection.run_sync(store.inbox.take, "receive", event_id)
+            await connection.run_sync(store.inbox.take, "receive", [event_id])
 
         async def none_taken(envelopes: Any) -> set[tuple[str, str]]:
             # As it is when another process takes the message after this one has looked.
