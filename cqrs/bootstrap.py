@@ -1,35 +1,26 @@
-"""The composition root: the only module that knows all others, and where everything is decided, once."""
+"""What a user calls: collects the handlers and the wishes, of which `cqrs.composition` makes the application."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
-from cqrs.checks import NO_DATABASE, Blueprint, Found, Wishes, check, is_number
-from cqrs.codec import BROKER
-from cqrs.context import Context, transaction_of
-from cqrs.deliveries import deliveries_of
-from cqrs.errors import ConfigurationError, Problem
-from cqrs.mediator import Mediator
-from cqrs.plan import make_plans
+from cqrs.checks import Blueprint, Found, Wishes
+from cqrs.composition import compose
+from cqrs.errors import Problem
 from cqrs.registry import Binder, Kind, Middleware, Registry, default_registry
 from cqrs.retry import OnDead, Policies, Retry, policies
 from cqrs.scan import scan as scan_packages
 from cqrs.scan import script_name
-from cqrs.signature import Injector, Resolver
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-    from cqrs.consuming import Consumer
-    from cqrs.outbox.database import Database
+    from cqrs.mediator import Mediator
     from cqrs.outbox.publisher import Publisher
-    from cqrs.outbox.storage import Storage
 
 Mapper = Callable[[Binder], object]
 Scanned = str | Registry
@@ -110,54 +101,6 @@ def bootstrap(
     return compose(Blueprint(wishes, _with_bound(found, binders), container, tuple(middlewares)))
 
 
-def compose(blueprint: Blueprint) -> Mediator:
-    """Return the application of a blueprint: that of `bootstrap`, or another one's with parts exchanged.
-
-    Raises one `ConfigurationError` that lists everything that is wrong with the wiring.
-    """
-    wishes, found = blueprint.wishes, blueprint.found
-    problems = list(found.problems)
-    problems.extend(
-        Problem(
-            f"middlewares={middleware!r} cannot be called", "Pass `async def middleware(message, context, call_next)`."
-        )
-        for middleware in cast("Sequence[Any]", blueprint.middlewares)
-        if not callable(middleware)
-    )
-    resolver = _resolver(blueprint.container, problems)
-    from_context: dict[type, Callable[[Context], Any]] = {
-        Context: lambda context: context,
-        Mediator: lambda context: context.app,
-    }
-    connected = _database(wishes, problems)
-    publisher = _publisher(wishes, problems)
-    cures = {"AsyncSession": NO_DATABASE}
-    if wishes.database is not None:
-        from sqlalchemy.ext.asyncio import AsyncSession
-
-        from_context[AsyncSession] = lambda context: transaction_of(context).session
-    injector = Injector(from_context, resolver, cures)
-    plans = make_plans(found.records, found.publications, injector, problems, script_name())
-    check(wishes, found, plans, problems)
-    if problems:
-        raise ConfigurationError(sorted(problems, key=str))
-    resources = [resolver] if hasattr(resolver, "__aenter__") else []
-    app = Mediator(
-        wishes.name,
-        plans,
-        [registry.publications for registry in (*found.registries, default_registry)],
-        middlewares=blueprint.middlewares,
-        resources=resources,
-        blueprint=blueprint,
-    )
-    if connected is not None:
-        app.storage = _storage(app, wishes, connected, publisher)
-    return app
-
-
-# What the application has
-
-
 def _collect(
     paths: Sequence[str], scanned: Sequence[Registry], registry: Registry | None, exclude: Sequence[str], caller: str
 ) -> Found:
@@ -198,136 +141,6 @@ def _with_bound(found: Found, mappers: Iterable[tuple[Kind, Mapper | None]]) -> 
 def _default_name(paths: Sequence[str], caller: str) -> str:
     module = next(iter(paths), None) or (script_name() if caller == "__main__" else caller)
     return module.partition(".")[0]
-
-
-def _resolver(container: Any, problems: list[Problem]) -> Resolver:
-    if container is None or isinstance(container, Mapping):
-        from cqrs.integrations.mapping import MappingResolver
-
-        return MappingResolver(container or {}, problems)
-    if not isinstance(getattr(container, "providers", None), Mapping):
-        from cqrs.integrations.mapping import MappingResolver
-
-        what = (
-            f"container={container!r} is neither a dependency-injector container nor a mapping from types to factories"
-        )
-        problems.append(Problem(what, "Pass Container() or {Orders: make_orders}."))
-        return MappingResolver({}, problems)
-    from cqrs.integrations.dependency_injector import ContainerResolver
-
-    return ContainerResolver(container)
-
-
-# What it stands on
-
-
-def _database(wishes: Wishes, problems: list[Problem]) -> Database | None:
-    if wishes.database is None:
-        if wishes.broker is not None:
-            what, cure = "There is a broker, but no database to save events in", "Give bootstrap a database."
-            problems.append(Problem(what, cure))
-        return None
-    from cqrs.outbox.database import connect
-
-    database = connect(wishes.database, problems, prefix=wishes.prefix, schema=wishes.schema, migrate=wishes.migrate)
-    if database is not None and not database.dialect.carries_log:
-        wrong = [
-            name
-            for name, asked in (("carrier='log'", wishes.carrier == "log"), ("listen_url=", wishes.listen_url))
-            if asked
-        ]
-        problems.extend(Problem(f"{name} needs PostgreSQL", "Leave it out.") for name in wrong)
-    return database
-
-
-def _publisher(wishes: Wishes, problems: list[Problem]) -> Publisher | None:
-    if wishes.broker is None:
-        return None
-    from cqrs.brokers.urls import connect, from_object
-    from cqrs.outbox.relay import Pace
-
-    find = connect if isinstance(wishes.broker, str) else from_object
-    pace = Pace(lease=wishes.lease) if is_number(wishes.lease, 0.001) else Pace()
-    return find(wishes.broker, problems, slots=wishes.slots, timeout=pace.deadline)
-
-
-def _storage(app: Mediator, wishes: Wishes, database: Database, publisher: Publisher | None) -> Storage:
-    from cqrs.brokers.local import Local
-    from cqrs.consuming import Consumer
-    from cqrs.outbox.admission import Admission
-    from cqrs.outbox.relay import Pace
-    from cqrs.outbox.storage import Keeping, Storage
-    from cqrs.outbox.store import Store
-    from cqrs.outbox.verdicts import Judge
-    from cqrs.reading import Reader
-
-    store = Store(
-        database.dialect,
-        database.writers,
-        database.readers,
-        prefix=database.prefix,
-        schema=database.schema,
-        slots=wishes.slots,
-        strict=wishes.ordering == "strict",
-        logged=wishes.carrier == "log",
-    )
-    pace = Pace(lease=wishes.lease, grace=wishes.grace, **database.dialect.pace)
-    deliveries = deliveries_of(app.plans.values(), retry=wishes.retry, on_dead=wishes.on_dead)
-    local = Local(
-        app,
-        deliveries.by_name,
-        taken=store.inbox.taken,
-        stopping=lambda: storage.relay.stopping,
-        patience=pace.deadline if database.dialect.locks else None,
-    )
-    publishers: dict[str, Publisher] = dict.fromkeys(deliveries.handlers, local)
-    if publisher is not None:
-        publishers[BROKER] = publisher
-    storage = Storage(
-        wishes.name,
-        database,
-        store,
-        publishers=publishers,
-        handlers=list(deliveries.handlers),
-        end=deliveries.end,
-        skipping=deliveries.skipping,
-        publishes=wishes.publishes,
-        relays=wishes.relay,
-        pace=pace,
-        keeping=Keeping(inbox=wishes.inbox_retention, dead=wishes.dead_retention),
-        listen_url=wishes.listen_url,
-    )
-
-    def make_consumer() -> Consumer:
-        receiving = Local(
-            app,
-            deliveries.by_name,
-            taken=store.inbox.taken,
-            stopping=lambda: consumer.stopping,
-            patience=pace.deadline,
-            lead=0.5,
-        )
-        consumer = Consumer(
-            Reader(deliveries.by_topic),
-            receiving.publish,
-            Admission(store, deliveries.skipping),
-            Judge(deliveries.end),
-            slot_of=store.slot_of,
-            parked=storage.relay.look,
-        )
-        return consumer
-
-    if publisher is not None:
-        app.make_consumer = make_consumer
-        app.consume = partial(_consume, app, publisher, wishes)
-    return storage
-
-
-def _consume(app: Mediator, publisher: Publisher, wishes: Wishes) -> AbstractAsyncContextManager[Consumer]:
-    from cqrs.integrations.faststream import consumption
-
-    assert app.make_consumer is not None  # noqa: S101 - where there is a publisher
-    return consumption(publisher, app.make_consumer(), name=wishes.name, grace=wishes.grace)
 
 
 class _Callable(ModuleType):

@@ -54,9 +54,14 @@ def deliveries_of(plans: Iterable[Plan], *, retry: Policies, on_dead: OnDead) ->
         for handler in plan.handlers
         if handler.durable or plan.publishable
     }
-    by_topic: dict[str, dict[str, Plan]] = {}
-    for plan in events:
-        if plan.topic and plan.handlers:
-            by_topic.setdefault(plan.topic, {})[plan.name] = plan
     handlers = {name: handler for (name, _), (handler, _) in by_name.items()}
-    return Deliveries(by_name, by_topic, handlers, retry, on_dead)
+    return Deliveries(by_name, consumed(events), handlers, retry, on_dead)
+
+
+def consumed(plans: Iterable[Plan]) -> dict[str, dict[str, Plan]]:
+    """Return those of published events with handlers, by their topic and name."""
+    found: dict[str, dict[str, Plan]] = {}
+    for plan in plans:
+        if plan.kind is Kind.EVENT and plan.topic and plan.handlers:
+            found.setdefault(plan.topic, {})[plan.name] = plan
+    return found

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from cqrs.signature import Handler
 
 
-Consume = Callable[[], AbstractAsyncContextManager["Consumer"]]
-
-
 class Storage(Protocol):
     """Where a mediator's transactions happen, and what relays that which they saved; opened with the application."""
 
@@ -78,6 +75,18 @@ class Storage(Protocol):
         ...
 
 
+class Intake(Protocol):
+    """How messages come from the broker to an application."""
+
+    def consumer(self) -> Consumer:
+        """Return a consumer that nobody feeds yet."""
+        ...
+
+    def open(self) -> AbstractAsyncContextManager[Consumer]:
+        """Feed a consumer from the application's broker."""
+        ...
+
+
 class Mediator:
     """An application: it sends messages to their handlers, saves what they emit, and delivers it.
 
@@ -101,8 +110,7 @@ class Mediator:
         self.heard: Callable[[Any, Context, str | None], None] | None = None
         self.consumer: Consumer | None = None
         """What consumes, while `consuming()` is entered."""
-        self.make_consumer: Callable[[], Consumer] | None = None
-        self.consume: Consume | None = None
+        self.intake: Intake | None = None
         """How messages come from the broker; None without one."""
         self._publications = publications
         self._middlewares = middlewares
@@ -229,10 +237,10 @@ class Mediator:
             raise NotOpen(self.name)
         if self.consumer is not None:
             raise MisuseError(f"Application '{self.name}' consumes already. Enter `consuming()` once a process.")
-        if self.consume is None:
+        if self.intake is None:
             yield
             return
-        async with self.consume() as consumer:
+        async with self.intake.open() as consumer:
             self.consumer = consumer
             try:
                 yield

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def assigned(app: Mediator, *, relay: bool) -> Mediator:
     """Return the application with the relay on or off, whatever it was bootstrapped with."""
-    from cqrs.bootstrap import compose
+    from cqrs.composition import compose
     from cqrs.describe import blueprint_of
 
     blueprint = blueprint_of(app)

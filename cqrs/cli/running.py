@@ -39,7 +39,7 @@ def run(
 
     app = assigned(load(target, factory=factory, folder=app_dir), relay=relay)
     log_to_stderr(log_level)
-    roles = Roles(relay=relay, consume=consume and app.consume is not None)
+    roles = Roles(relay=relay, consume=consume and app.intake is not None)
     if not (roles.relay or roles.consume):
         raise Failure(f"Application '{app.name}' has no broker, so with --no-relay there is nothing to run.")
     run_async(serve(app, roles))

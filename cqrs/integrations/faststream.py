@@ -33,14 +33,13 @@ def mount(app: Mediator, broker: Any) -> None:
     Open the application around the broker's life: `FastStream(broker, lifespan=...)` with `async with app` in it.
     Raises `MisuseError` where the broker is of no kind that this can keep in order: Kafka's and RabbitMQ's.
     """
-    make = app.make_consumer
-    if make is None:
+    if app.intake is None:
         raise MisuseError(
             f"Application '{app.name}' has no database and no broker, so nothing of it can be consumed. "
             "Give bootstrap both; the broker may be this FastStream broker."
         )
     assert app.blueprint is not None  # noqa: S101 - where there is something to consume
-    subscribe(broker, make(), app.name, grace=app.blueprint.wishes.grace)
+    subscribe(broker, app.intake.consumer(), app.name, grace=app.blueprint.wishes.grace)
 
 
 @asynccontextmanager

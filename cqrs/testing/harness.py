@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from uuid_utils.compat import uuid7
 
-from cqrs.bootstrap import compose
 from cqrs.codec import Envelope, headers_text, key_text, saved_headers
+from cqrs.composition import compose
 from cqrs.context import new_trace
 from cqrs.errors import MisuseError
 from cqrs.registry import Kind
@@ -271,7 +271,7 @@ async def harness(
         t = Harness(made, story, timeout=timeout, limit=limit)
         if storage is not None:
             loop.app, loop.storage = made, storage
-            made.consume = None  # the loop hands back by itself
+            made.intake = None  # the loop hands back by itself
             storage.committed = story.committed
             storage.drain = partial(_drain, t, storage.drain)  # type: ignore[method-assign]  # nobody else relays
         async with made:

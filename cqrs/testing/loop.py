@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from cqrs.deliveries import consumed
 from cqrs.outbox.publisher import Fate
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ class Loop:
 
     @cached_property
     def _consumed(self) -> Mapping[str, Mapping[str, Plan]]:
-        assert self.app.make_consumer is not None  # noqa: S101 - where there is a publisher
-        return self.app.make_consumer().reader.plans
+        return consumed(self.app.plans.values())
 
 
 async def save(store: Store, envelopes: Sequence[Envelope]) -> None:

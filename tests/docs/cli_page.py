@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from cqrs.bootstrap import compose
+from cqrs.composition import compose
 from examples.shop.app import make_shop
 from examples.shop.messages import PlaceOrder
 from examples.shop.tables import create

@@ -34,8 +34,8 @@ def reader(*, placed: bool = True, notification: bool = False) -> Reader:
     if notification:
         registry.event_handler(name="track")(_handler(Shipped))
     app = cqrs.bootstrap(registry=registry, name="shop", database="sqlite+aiosqlite:///unused.db", broker=Nowhere())
-    assert app.make_consumer is not None
-    return app.make_consumer().reader
+    assert app.intake is not None
+    return app.intake.consumer().reader
 
 
 class Nowhere:
