@@ -1,4 +1,8 @@
-"""aiosqlite with one trip to its thread a statement; SQLAlchemy's use of it makes three: cursor, execute, close."""
+"""aiosqlite with fewer trips to its thread, which cost more than most statements.
+
+SQLAlchemy makes three for a statement: cursor, execute, close. Here it is one, which takes BEGIN along; and none ends a
+transaction that is not there.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +48,15 @@ class _Cursor(aiosqlite.Cursor):
         return self
 
 
-class _Connection(aiosqlite.Connection):
+class Connection(aiosqlite.Connection):
+    """A connection whose transactions begin with their first statement."""
+
+    begins_with: str | None = None
+    """What begins a transaction that has no statement yet."""
+
     def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
         self._opened: sqlite3.Connection | None = None
+        self._is_settled = True
 
         def connect() -> sqlite3.Connection:
             self._opened = connector()
@@ -63,6 +73,33 @@ class _Connection(aiosqlite.Connection):
         if self._opened is not None:
             self._opened.close()
 
+    async def _execute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        begin, self.begins_with = self.begins_with, None
+        if begin is not None:
+            fn, args = self._begin_and, (begin, fn, *args)
+        self._is_settled = False  # and stays so when this task is cancelled: the thread goes on
+        result = await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        self._is_settled = True
+        return result
+
+    def _begin_and(self, begin: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._conn.execute(begin)
+        return fn(*args, **kwargs)
+
+    async def commit(self) -> None:
+        """Commit; without a transaction no trip is made."""
+        if self._has_transaction():
+            await super().commit()
+
+    async def rollback(self) -> None:
+        """Roll back, also what the thread still does for somebody who was cancelled; else no trip is made."""
+        if self._has_transaction():
+            await super().rollback()
+
+    def _has_transaction(self) -> bool:
+        self.begins_with = None
+        return self.in_transaction or not self._is_settled
+
     def cursor(self) -> Any:
         """Return a cursor that has made no trip yet; to be awaited or entered as aiosqlite's is."""
         return _Cursor(self)
@@ -74,7 +111,7 @@ def creator(url: URL, timeout: float) -> Callable[[], Coroutine[Any, Any, aiosql
     settings: dict[str, Any] = {"timeout": timeout, **options}
 
     async def connect() -> aiosqlite.Connection:
-        connection = _Connection(lambda: sqlite3.connect(arguments[0], **settings))
+        connection = Connection(lambda: sqlite3.connect(arguments[0], **settings))
         # As SQLAlchemy does: a forgotten close must not keep the process from ending.
         connection._thread.daemon = True  # noqa: SLF001
         return await connection

@@ -55,6 +55,9 @@ class Server:
         """Run a compiled statement; returns how many rows it touched."""
         return int(connection.exec_driver_sql(statement, parameters, COUNTED).rowcount)
 
+    def begin(self, connection: Connection) -> None:
+        """Need nothing: to begin waits for nobody."""
+
     def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:
         """Run a compiled statement as a transaction's first; returns how many rows it touched."""
         return self.run(connection, statement, parameters)

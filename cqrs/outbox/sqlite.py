@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
+from cqrs.outbox.aiosqlite_driver import Connection as DriverConnection
 from cqrs.outbox.aiosqlite_driver import creator
 from cqrs.outbox.leases import LeasedLane
 
@@ -89,6 +90,13 @@ class SQLite:
 
     begin_with = run
 
+    def begin(self, connection: Connection) -> None:
+        """Wait for the lock, which otherwise the first statement would do."""
+        driver = connection.connection.driver_connection
+        if isinstance(driver, DriverConnection) and driver.begins_with is not None:
+            begin, driver.begins_with = driver.begins_with, None
+            execute(connection, begin)
+
     async def check(self, store: Store) -> None:
         """Rely on nothing that could be changed."""
 
@@ -140,7 +148,11 @@ def _beginning_with(engine: AsyncEngine, statement: str) -> AsyncEngine:
 
 def _begin(statement: str) -> Callable[[Connection], None]:
     def begin(connection: Connection) -> None:
-        execute(connection, statement)
+        driver = connection.connection.driver_connection
+        if isinstance(driver, DriverConnection):
+            driver.begins_with = statement
+        else:
+            execute(connection, statement)
 
     return begin
 

@@ -141,6 +141,10 @@ class Dialect(Protocol):
         """Run a compiled statement; returns how many rows it touched."""
         ...
 
+    def begin(self, connection: Connection) -> None:
+        """Begin a transaction that has no statement yet, where that may have to wait."""
+        ...
+
     def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:
         """Run a compiled statement as a transaction's first; returns how many rows it touched."""
         ...

@@ -145,7 +145,7 @@ class Transaction:
         if self._connection is not None and has_fault(self._connection):
             await self.session.run_sync(lambda session: check_fault(session.connection()))
         if not self._begun and (self._envelopes or self._takes is not None):
-            await self.session.run_sync(lambda session: session.connection())
+            await self.session.run_sync(lambda session: self._store.dialect.begin(session.connection()))
         if self._envelopes and self._store.strict:
             await self._store.serialise(await self.session.connection(), self._envelopes)
 

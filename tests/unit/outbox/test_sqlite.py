@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url, select, text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from cqrs.outbox import sqlite
 from tests.unit.outbox.support import run_sql
@@ -57,12 +57,86 @@ async def test_a_urls_own_options_are_kept(tmp_path: Path):
     await readers.dispose()
 
 
-async def test_a_writing_transaction_holds_the_lock_from_its_beginning(engines: Engines, database: str):
-    other = create_async_engine(database, connect_args={"timeout": 0.0})
-    async with sqlite.SQLite().writing(engines[0]).begin(), other.connect() as connection:
+@pytest.fixture
+async def other(database: str) -> AsyncIterator[AsyncConnection]:
+    """Somebody else, who does not wait for the lock."""
+    engine = create_async_engine(database, connect_args={"timeout": 0.0})
+    async with engine.connect() as connection:
+        yield connection
+    await engine.dispose()
+
+
+async def test_a_writing_transaction_holds_the_lock_from_its_first_statement_on(
+    engines: Engines, other: AsyncConnection
+):
+    async with sqlite.SQLite().writing(engines[0]).begin() as connection:
+        await connection.scalar(text("SELECT 1"))
         with pytest.raises(OperationalError, match="database is locked"):
-            await connection.execute(text("BEGIN IMMEDIATE"))
-    await other.dispose()
+            await other.execute(text("BEGIN IMMEDIATE"))
+
+
+async def test_a_transaction_can_take_the_lock_without_a_statement(engines: Engines, other: AsyncConnection):
+    async with sqlite.SQLite().writing(engines[0]).begin() as connection:
+        await connection.run_sync(sqlite.SQLite().begin)
+        with pytest.raises(OperationalError, match="database is locked"):
+            await other.execute(text("BEGIN IMMEDIATE"))
+
+
+async def passes(turns: int) -> None:
+    """Let other tasks go on so many times."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+async def traced(connection: AsyncConnection) -> list[str]:
+    """Return what SQLite will have been told over a connection."""
+    statements: list[str] = []
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert driver is not None
+    await driver.set_trace_callback(statements.append)
+    return statements
+
+
+async def test_a_transaction_begins_with_its_first_statement_and_ends_once(engines: Engines):
+    writing = sqlite.SQLite().writing(engines[0])
+    async with writing.connect() as connection:
+        statements = await traced(connection)
+        async with connection.begin():
+            await connection.execute(text("CREATE TABLE items (name TEXT)"))
+    assert statements == ["BEGIN IMMEDIATE", "CREATE TABLE items (name TEXT)", "COMMIT"]
+
+
+async def test_a_transaction_without_a_statement_tells_sqlite_nothing(engines: Engines):
+    async with sqlite.SQLite().writing(engines[0]).connect() as connection:
+        statements = await traced(connection)
+        async with connection.begin():
+            pass
+    assert statements == []
+
+
+async def test_a_transaction_that_begins_for_somebody_who_was_cancelled_is_rolled_back(
+    engines: Engines, other: AsyncConnection
+):
+    writing = sqlite.SQLite().writing(engines[0])
+    async with writing.connect():  # the file has its log now
+        await other.execute(text("BEGIN IMMEDIATE"))
+
+    async def write() -> None:
+        async with writing.begin() as connection:
+            begun.set()
+            await connection.run_sync(sqlite.SQLite().begin)
+
+    begun = asyncio.Event()
+    task = asyncio.create_task(write())
+    await begun.wait()
+    await passes(10)  # it waits for the lock now
+    task.cancel()
+    await passes(10)  # what the task does about it waits for the thread now
+    await other.rollback()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with writing.begin() as connection:
+        assert await connection.scalar(text("SELECT 1")) == 1
 
 
 async def test_a_reading_transaction_takes_no_lock(engines: Engines, database: str):
