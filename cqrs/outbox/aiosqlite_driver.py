@@ -1,7 +1,7 @@
 """aiosqlite with fewer trips to its thread, which cost more than most statements.
 
-SQLAlchemy makes three for a statement: cursor, execute, close. Here it is one, which takes BEGIN along; and none ends a
-transaction that is not there.
+SQLAlchemy makes three for a statement: cursor, execute, close. Here it is one, which takes BEGIN along;
+the last one goes with COMMIT; and none ends a transaction that is not there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import aiosqlite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from sqlalchemy.engine import URL
 
@@ -49,10 +49,12 @@ class _Cursor(aiosqlite.Cursor):
 
 
 class Connection(aiosqlite.Connection):
-    """A connection whose transactions begin with their first statement."""
+    """A connection whose transactions begin with their first statement, and may end with their last."""
 
     begins_with: str | None = None
     """What begins a transaction that has no statement yet."""
+    ends_with: tuple[str, Sequence[Any]] | None = None
+    """A statement that is run for each of these rows before the COMMIT; a rollback forgets it."""
 
     def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
         self._opened: sqlite3.Connection | None = None
@@ -87,12 +89,20 @@ class Connection(aiosqlite.Connection):
         return fn(*args, **kwargs)
 
     async def commit(self) -> None:
-        """Commit; without a transaction no trip is made."""
-        if self._has_transaction():
+        """Commit, with what comes last; without a transaction no trip is made."""
+        last, self.ends_with = self.ends_with, None
+        if last is not None:
+            await self._execute(self._commit_with, *last)
+        elif self._has_transaction():
             await super().commit()
+
+    def _commit_with(self, statement: str, rows: Sequence[Any]) -> None:
+        self._conn.executemany(statement, rows)
+        self._conn.commit()
 
     async def rollback(self) -> None:
         """Roll back, also what the thread still does for somebody who was cancelled; else no trip is made."""
+        self.ends_with = None
         if self._has_transaction():
             await super().rollback()
 

@@ -1,4 +1,7 @@
-"""asyncpg with one trip to the server for BEGIN and the first statement; SQLAlchemy's use of it makes two."""
+"""asyncpg with fewer trips to the server: BEGIN takes the first statement along, and COMMIT the last one.
+
+asyncpg has no pipeline, but several statements without parameters are one trip.
+"""
 
 from __future__ import annotations
 
@@ -16,34 +19,60 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 
-class JoinedConnection(asyncpg.Connection):  # type: ignore[misc] # untyped
-    """A connection that sends a statement along with BEGIN."""
+Value = str | bytes | float | None
 
-    along: str | None = None
-    """What the next statement without parameters is followed by."""
+
+class JoinedConnection(asyncpg.Connection):  # type: ignore[misc] # untyped
+    """A connection that sends statements along with BEGIN and COMMIT."""
+
+    after_begin: str | None = None
+    """What the next BEGIN takes along."""
+    before_commit: str | None = None
+    """What the COMMIT of this transaction takes along; a ROLLBACK forgets it."""
     status = ""
-    """What the server said of it, as `INSERT 0 1`."""
+    """What the server said of what followed BEGIN, as `INSERT 0 1`."""
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        """Run a statement, and with it what goes along."""
-        along, self.along = self.along, None
-        status: str = await super().execute(query + (along or ""), *args, timeout=timeout)
-        if along is not None:
-            self.status = status
+        """Run a statement, and with it what it takes along."""
+        after, self.after_begin = self.after_begin, None
+        before, self.before_commit = self.before_commit, None
+        if after is not None:
+            self.status = await super().execute(query + after, timeout=timeout)
+            return self.status
+        if before is not None and query.startswith("COMMIT"):
+            return await self._commit_with(before, query, timeout)
+        status: str = await super().execute(query, *args, timeout=timeout)
+        return status
+
+    async def _commit_with(self, before: str, commit: str, timeout: float | None) -> str:
+        try:
+            status: str = await super().execute(before + commit, timeout=timeout)
+        except asyncpg.PostgresError:
+            # COMMIT was not reached, and who sent it takes the transaction for ended.
+            if self.is_in_transaction():
+                await super().execute("ROLLBACK")
+            raise
         return status
 
 
-def can_join(connection: Connection) -> bool:
-    """Whether the connection is ours, and its transaction has not reached the server yet."""
-    driver = connection.connection.driver_connection
-    return (
-        type(driver) is JoinedConnection  # asyncpg lets every connection pass for an instance
-        and not driver.is_in_transaction()
-        and not getattr(connection.connection.dbapi_connection, "autocommit", True)
+def can_begin_with(connection: Connection) -> bool:
+    """Whether BEGIN can take a statement along: the connection is ours, and no statement has reached the server."""
+    return _is_ours(connection) and not connection.connection.driver_connection.is_in_transaction()  # type: ignore[union-attr]
+
+
+def can_commit_with(connection: Connection) -> bool:
+    """Whether COMMIT can: the connection is ours, and there will be a COMMIT."""
+    return _is_ours(connection) and connection.connection.driver_connection.is_in_transaction()  # type: ignore[union-attr]
+
+
+def _is_ours(connection: Connection) -> bool:
+    # asyncpg lets every connection pass for an instance
+    return type(connection.connection.driver_connection) is JoinedConnection and not getattr(
+        connection.connection.dbapi_connection, "autocommit", True
     )
 
 
-def begin_with(connection: Connection, statement: str, parameters: Sequence[str | float]) -> int:
+def begin_with(connection: Connection, statement: str, parameters: Sequence[Value]) -> int:
     """Send BEGIN and a statement in one trip; returns how many rows it touched.
 
     For use inside of SQLAlchemy's greenlet. The connection is given up if it fails: SQLAlchemy knows nothing of the
@@ -51,7 +80,7 @@ def begin_with(connection: Connection, statement: str, parameters: Sequence[str 
     """
     driver: Any = connection.connection.driver_connection
     adapter: Any = connection.connection.dbapi_connection
-    driver.along = inlined(statement, parameters)
+    driver.after_begin = inlined(statement, parameters)
     try:
         await_only(adapter._start_transaction())  # noqa: SLF001 - what SQLAlchemy itself begins with
     except BaseException as error:
@@ -63,7 +92,13 @@ def begin_with(connection: Connection, statement: str, parameters: Sequence[str 
     return int(driver.status.rpartition(" ")[2])
 
 
-def inlined(statement: str, parameters: Sequence[str | float]) -> str:
+def commit_with(connection: Connection, statement: str, rows: Sequence[Sequence[Value]]) -> None:
+    """Let the COMMIT that follows send a statement for each of the rows before."""
+    driver: Any = connection.connection.driver_connection
+    driver.before_commit = "".join(f"{inlined(statement, row)};" for row in rows)
+
+
+def inlined(statement: str, parameters: Sequence[Value]) -> str:
     """Return a statement with its parameters in it: only the extended protocol carries them, one statement a trip."""
     between, places = _parts(statement)
     return between[0] + "".join(
@@ -78,8 +113,14 @@ def _parts(statement: str) -> tuple[list[str], list[int]]:
     return parts[::2], [int(number) - 1 for number in parts[1::2]]
 
 
-def _literal(value: str | float) -> str:
+def _literal(value: Value) -> str:
     """Return a value as SQL: a text by its bytes in hexadecimal, so that nothing in it can end the literal."""
-    if isinstance(value, str):
-        return rf"convert_from('\x{value.encode().hex()}', 'UTF8')"
-    return repr(value)
+    match value:
+        case None:
+            return "NULL"
+        case bytes():
+            return rf"'\x{value.hex()}'"
+        case str():
+            return rf"convert_from('\x{value.encode().hex()}', 'UTF8')"
+        case _:
+            return repr(value)

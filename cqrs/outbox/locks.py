@@ -62,6 +62,10 @@ class Server:
         """Run a compiled statement as a transaction's first; returns how many rows it touched."""
         return self.run(connection, statement, parameters)
 
+    def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any], size: int) -> None:  # noqa: ARG002 - the port's
+        """Run a compiled statement as a transaction's last, for each of the rows."""
+        connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0])
+
 
 class Slots(Protocol):
     """How one kind of server locks slots, reads their rows and deletes them; one object a lane."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Insert, Table
     from sqlalchemy.engine import URL, Connection
     from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.pool import PoolResetState
 
     from cqrs.outbox.store import Store
 
@@ -97,6 +98,14 @@ class SQLite:
             begin, driver.begins_with = driver.begins_with, None
             execute(connection, begin)
 
+    def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any], size: int) -> None:  # noqa: ARG002 - the port's
+        """Run a compiled statement as a transaction's last, in one trip with COMMIT where the driver can."""
+        driver = connection.connection.driver_connection
+        if isinstance(driver, DriverConnection):
+            driver.ends_with = statement, rows
+        else:
+            connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0])
+
     async def check(self, store: Store) -> None:
         """Rely on nothing that could be changed."""
 
@@ -143,7 +152,16 @@ def execute(connection: Connection, statement: str, *values: Any) -> int:
 def _beginning_with(engine: AsyncEngine, statement: str) -> AsyncEngine:
     own = engine.execution_options()
     event.listen(own.sync_engine, "begin", _begin(statement))
+    pool = engine.sync_engine.pool
+    if not event.contains(pool, "reset", _roll_back):
+        event.listen(pool, "reset", _roll_back)
     return own
+
+
+def _roll_back(connection: Any, _record: Any, state: PoolResetState) -> None:
+    """End what a COMMIT has left open that failed, by a deferred constraint say; SQLAlchemy takes it for ended."""
+    if state.asyncio_safe and connection.driver_connection.in_transaction:
+        connection.rollback()
 
 
 def _begin(statement: str) -> Callable[[Connection], None]:

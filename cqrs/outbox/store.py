@@ -149,6 +149,13 @@ class Dialect(Protocol):
         """Run a compiled statement as a transaction's first; returns how many rows it touched."""
         ...
 
+    def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any], size: int) -> None:
+        """Run a compiled statement as a transaction's last, for each of the rows; COMMIT follows.
+
+        `size` is how many bytes their bodies have.
+        """
+        ...
+
     async def check(self, store: Store) -> None:
         """Raise `SchemaError` where somebody changed what the dialect relies on."""
         ...
@@ -236,22 +243,26 @@ class Store:
         keys = {f"{envelope.topic}\0{envelope.key}" for envelope in envelopes if envelope.key is not None}
         await self.dialect.serialise(connection, self, keys)
 
-    def add(self, connection: Connection, envelopes: Sequence[Envelope]) -> None:
-        """Insert rows in the connection's transaction, in this order.
+    def add(self, connection: Connection, envelopes: Sequence[Envelope], *, last: bool = False) -> None:
+        """Insert rows in the connection's transaction, in this order. As its `last`, they may go with its COMMIT.
 
         Where the database's log carries the broker's rows, those are deleted again: the log alone has them.
         """
         logged = [envelope for envelope in envelopes if self.logged and envelope.destination == BROKER]
         kept = [envelope for envelope in envelopes if not self.logged or envelope.destination != BROKER]
         if kept:
-            self._insert(connection, kept)
+            self._insert(connection, kept, last=last)
         if logged:
             self._pass_through(connection, logged)
 
-    def _insert(self, connection: Connection, envelopes: Sequence[Envelope]) -> None:
+    def _insert(self, connection: Connection, envelopes: Sequence[Envelope], *, last: bool) -> None:
         adding = self.prepared("add", self._adding)
         rows = [adding.parameters(self.values(envelope)) for envelope in envelopes]
-        connection.exec_driver_sql(adding.statement, rows if len(rows) > 1 else rows[0])
+        if last:
+            size = sum(len(envelope.payload) for envelope in envelopes)
+            self.dialect.commit_with(connection, adding.statement, rows, size)
+        else:
+            connection.exec_driver_sql(adding.statement, rows if len(rows) > 1 else rows[0])
 
     def _adding(self) -> Executable:
         given: dict[str, Any] = {name: bindparam(name) for name in COPIED if name != "created_at"}

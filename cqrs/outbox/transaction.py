@@ -161,7 +161,7 @@ class Transaction:
         """Insert, commit and close in one go: three ways into SQLAlchemy would cost as much as the statements."""
         try:
             if self._envelopes:
-                self._insert(session)
+                self._store.add(session.connection(), self._envelopes, last=True)
             _commit(session)
         finally:
             session.close()

@@ -172,6 +172,26 @@ class StoreContract(AdmissionContract):
             await connection.rollback()
         assert await store.counts() == NOTHING
 
+    @pytest.mark.parametrize("number", [1, 3, 20])
+    async def test_rows_may_be_a_transactions_last(self, store: Store, number: int):
+        letters = [
+            letter(1, "größe\\'")._replace(payload=b"\0\xff'\\"),
+            *(letter(n, None) for n in range(2, number + 1)),
+        ]
+        async with store.writers.begin() as connection:
+            await connection.execute(text("SELECT 1"))
+            await connection.run_sync(lambda last: store.add(last, letters, last=True))
+        assert [row.envelope for row in await claim(store)] == letters
+
+    async def test_the_last_rows_of_a_transaction_that_was_rolled_back_never_existed(self, store: Store):
+        async with store.writers.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            await connection.run_sync(lambda last: store.add(last, [letter(1)], last=True))
+            await connection.rollback()
+            await connection.execute(text("SELECT 1"))
+            await connection.commit()
+        assert await store.counts() == NOTHING
+
     async def test_rows_are_claimed_in_the_order_in_which_they_were_added(self, store: Store):
         await add(store, letter(3), letter(1))
         await add(store, letter(2))

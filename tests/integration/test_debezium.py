@@ -219,9 +219,11 @@ class Spied:
         self.envelopes: list[cqrs.Envelope] = []
         add = Store.add
 
-        def spy(store: Store, connection: Connection, envelopes: Sequence[cqrs.Envelope]) -> None:
+        def spy(
+            store: Store, connection: Connection, envelopes: Sequence[cqrs.Envelope], *, last: bool = False
+        ) -> None:
             self.envelopes += envelopes
-            add(store, connection, envelopes)
+            add(store, connection, envelopes, last=last)
 
         monkeypatch.setattr(Store, "add", spy)
 
