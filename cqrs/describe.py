@@ -10,9 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from cqrs.annotations import show
 from cqrs.registry import HandlerRecord, Kind, source_of
 from cqrs.scan import script_name
-from cqrs.signature import name_of, path_of, show
+from cqrs.signature import name_of, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

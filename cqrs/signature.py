@@ -8,14 +8,13 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, field
 from functools import partial
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints  # pyright: ignore[reportDeprecated]
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints
 
+from cqrs.annotations import bare, base_argument, class_of, fits, is_message, members, reply_type, show, without_none
 from cqrs.errors import Problem
 from cqrs.events import Event
-from cqrs.handlers import EventHandler, RequestHandler
 from cqrs.injection import Dependency, Provider, Source, handle_with, inject
-from cqrs.messages import Command, Query, Request
+from cqrs.messages import Command, Query
 from cqrs.registry import EventOptions, HandlerRecord, Kind, source_of
 from cqrs.retry import OnDead, Policies, policies
 
@@ -31,9 +30,10 @@ KNOWN_OPTIONS: dict[Kind, frozenset[str]] = {
     Kind.EVENT: EventOptions.__optional_keys__,
 }
 
-
 GROUP_LIMIT = 1000
 """How many messages one transaction may deliver at most."""
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Resolver(Protocol):
@@ -130,7 +130,7 @@ class _Reading:
         self._check_reply(messages, hints)
         usable = self._is_coroutine_function(function) and self._options_are_known()
         call = self._call(parameters[1:], hints)
-        reply = next((found for found in map(_reply_type, messages) if found is not Any), hints.get("return", Any))
+        reply = next((found for found in map(reply_type, messages) if found is not Any), hints.get("return", Any))
         handler = self._handler(call, reply) if usable and call is not None else None
         return [(message, handler) for message in messages]
 
@@ -200,21 +200,21 @@ class _Reading:
         return parameters
 
     def _messages(self, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> list[type]:
-        annotation = _bare(hints.get(parameter.name, _base_argument(self.target)))
+        annotation = bare(hints.get(parameter.name, base_argument(self.target)))
         bound = self.record.message
         if annotation is None and bound is None:
             cure = "Annotate it with the message's class; the annotation decides what the handler is for."
             self._problem(f"its first parameter '{parameter.name}' has no annotation", cure)
             return []
-        wanted = _members(annotation) if self.record.kind is Kind.EVENT else [annotation]
-        messages: list[Any] = [_class_of(member) for member in wanted]
+        wanted = members(annotation) if self.record.kind is Kind.EVENT else [annotation]
+        messages: list[Any] = [class_of(member) for member in wanted]
         if bound is not None:
             if all(isinstance(message, type) and not issubclass(bound, message) for message in messages):
                 self._problem(
                     f"it was bound to {path_of(bound)}, but handles {show(annotation)}", "Bind it to the latter."
                 )
             return [bound]
-        if not all(_is_message(message) for message in messages):
+        if not all(is_message(message) for message in messages):
             cure = "Use a class of its own: a cqrs.Command, Query or Event, another pydantic model, or a dataclass."
             self._problem(f"its first parameter '{parameter.name}: {show(annotation)}' is no message class", cure)
             return []
@@ -233,8 +233,8 @@ class _Reading:
         if "return" not in hints or self.record.kind is Kind.EVENT or not self._answers_once():
             return
         for message in messages:
-            promised = _reply_type(message)
-            if promised is not Any and not _fits(_bare(hints["return"]), promised):
+            promised = reply_type(message)
+            if promised is not Any and not fits(bare(hints["return"]), promised):
                 what = f"it returns {show(hints['return'])}, but {path_of(message)} promises {show(promised)}"
                 self._problem(what, "Make the two agree: callers see the type that the message promises.")
 
@@ -280,7 +280,7 @@ class _Reading:
             source = self._source(parameter, hints.get(parameter.name))
             if source is not None:
                 by_position = contiguous and parameter.kind in _POSITIONAL
-                found.append(Dependency(parameter.name, source, by_position, _bare(hints.get(parameter.name))))
+                found.append(Dependency(parameter.name, source, by_position, bare(hints.get(parameter.name))))
             elif parameter.default is parameter.empty:
                 complete = False
             else:
@@ -289,7 +289,7 @@ class _Reading:
         return found if complete else None
 
     def _source(self, parameter: inspect.Parameter, hint: Any) -> Source | None:
-        wanted = _without_none(_bare(hint))
+        wanted = without_none(bare(hint))
         kind = get_origin(wanted) or wanted
         marks = [*(get_args(hint)[1:] if get_origin(hint) is Annotated else ()), parameter.default]
         try:
@@ -309,77 +309,9 @@ class _Reading:
         return None
 
 
-_UNIONS = (UnionType, Union)  # pyright: ignore[reportDeprecated]  # what `Optional[X]` is before Python 3.14
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
 def _module_of(record: HandlerRecord, script: str) -> str:
     return script if record.module == "__main__" else record.module
 
 
 def _qualname(target: Any) -> str:
     return str(getattr(target, "__qualname__", target))
-
-
-def _bare(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _members(annotation: Any) -> list[Any]:
-    return list(get_args(annotation)) if get_origin(annotation) in _UNIONS else [annotation]
-
-
-def _without_none(annotation: Any) -> Any:
-    members = [member for member in _members(annotation) if member is not NoneType]
-    return members[0] if len(members) == 1 else annotation
-
-
-def _class_of(annotation: Any) -> Any:
-    """Return the class that messages of a generic annotation have."""
-    origin = get_origin(annotation)
-    return origin if isinstance(origin, type) and origin not in _UNIONS else annotation
-
-
-def _is_message(annotation: Any) -> bool:
-    is_class = isinstance(annotation, type) and annotation.__module__ not in ("builtins", "typing")
-    return is_class and not issubclass(annotation, dict) and annotation not in (Request, Command, Query)
-
-
-def _base_argument(target: Any) -> Any:
-    """Return the message of a base `RequestHandler[Message, Reply]` or `EventHandler[Message]`, if any."""
-    for base in getattr(target, "__orig_bases__", ()):
-        if get_origin(base) in (RequestHandler, EventHandler):
-            return get_args(base)[0]
-    return None
-
-
-def _reply_type(message: type) -> Any:
-    """Return the R of a `Command[R]` or `Query[R]`; Any where none was given."""
-    for base in message.__mro__:
-        generic = getattr(base, "__pydantic_generic_metadata__", None) or {}
-        if generic.get("origin") in (Command, Query) and generic["args"]:
-            reply = generic["args"][0]
-            return NoneType if reply is None else reply
-    return Any
-
-
-def _fits(returned: Any, promised: Any) -> bool:
-    """Whether a return annotation can be what was promised; in doubt, yes: a type checker knows better."""
-    if returned is Any or returned == promised or any(_fits(returned, m) for m in _members(promised) if m != promised):
-        return True
-    members = _members(returned)
-    if len(members) > 1:
-        return all(_fits(member, promised) for member in members)
-    ours, theirs = get_origin(returned) or returned, get_origin(promised) or promised
-    if not (isinstance(ours, type) and isinstance(theirs, type)):
-        return True
-    same_arguments = not (get_args(returned) and get_args(promised)) or get_args(returned) == get_args(promised)
-    return issubclass(ours, theirs) and same_arguments
-
-
-def show(annotation: Any) -> str:
-    """Return an annotation as a person would write it."""
-    if annotation is NoneType:
-        return "None"
-    return annotation.__qualname__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)

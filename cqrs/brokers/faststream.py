@@ -15,7 +15,8 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from cqrs.brokers.tally import Idle, Tally, caused, name_of, refused, text_of
+from cqrs.brokers.ending import Idle
+from cqrs.brokers.tally import Tally, caused, name_of, refused, text_of
 from cqrs.brokers.wire import keyed_headers, routing_key
 from cqrs.errors import ConfigurationError, DecodingError, Problem, PublishError
 from cqrs.outbox.publisher import Fate, Outcome, Pingable, Unavailable
@@ -95,10 +96,9 @@ class FastStreamBroker:
         if self._direct is not None:
             await self._direct.close()
             return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout):
-                await self._idle.wait()
-                if self._ours and not self.broker.running:
+        if await self._idle.wait(self._timeout) and self._ours and not self.broker.running:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout):
                     await self.broker.stop()
 
     async def ping(self) -> None:
@@ -120,16 +120,12 @@ class FastStreamBroker:
                 async with asyncio.timeout(self._timeout):
                     await self._publish(tally)
             except TimeoutError:
-                silent = all(outcome is Fate.NOT_SENT for outcome in tally.outcomes)
                 text = f"{self._name} acknowledged no more within {self._timeout:g} s. See the broker's log."
-                tally.give_up(sorted(tally.open), Unavailable(PublishError(text), everything=silent))
+                tally.give_up_all(Unavailable(PublishError(text), everything=tally.is_silent()))
         return tally.outcomes
 
     async def _publish(self, tally: Tally) -> None:
-        lanes: dict[tuple[str, str, str], deque[int]] = {}
-        for index, envelope in enumerate(tally.envelopes):
-            lanes.setdefault(envelope.lane, deque()).append(index)
-        waiting = deque(lanes.values())
+        waiting = deque(tally.by_lane(range(len(tally.envelopes))))
 
         async def work() -> None:
             while waiting and not self._closed:

@@ -6,12 +6,11 @@ import asyncio
 import logging
 import re
 from collections import deque
-from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 try:
-    import aiormq
+    from aiormq import exceptions as amqp
 except ModuleNotFoundError as error:
     if error.name != "aiormq":
         raise
@@ -19,29 +18,20 @@ except ModuleNotFoundError as error:
         "RabbitMQ needs the package aiormq. Run: pip install 'cqrs-toolkit[rabbitmq]'", name="aiormq"
     ) from None
 
-from aiormq.exceptions import (
-    AMQPError,
-    ChannelAccessRefused,
-    ChannelNotFoundEntity,
-    ChannelPreconditionFailed,
-)
-from aiormq.exceptions import (
-    PublishError as Returned,
-)
 from pamqp.commands import Basic
 from yarl import URL
 
-from cqrs.brokers.confirms import End, Letter, Outlet, send
-from cqrs.brokers.tally import UNSENDABLE, Idle, Tally, caused, name_of, refused, text_of
+from cqrs.brokers.channels import LOST, Channels
+from cqrs.brokers.confirms import End, Letter, send
+from cqrs.brokers.ending import Idle
+from cqrs.brokers.tally import UNSENDABLE, Tally, caused, name_of, refused, text_of
 from cqrs.brokers.wire import keyed_headers, routing_key, unroutable
 from cqrs.errors import PublishError
 from cqrs.outbox.publisher import Fate, Outcome, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Sequence
     from ssl import SSLContext
-
-    from aiormq.abc import AbstractConnection
 
     from cqrs.codec import Envelope
 
@@ -54,9 +44,6 @@ FAULTS = 2
 SHORT = 63
 """How many characters certainly fit into the 255 bytes of a property; what is longer has its header."""
 TOO_LARGE = re.compile(r"message size \d+ .* max size (\d+)")
-LOST = (OSError, AMQPError, RuntimeError)
-"""What aiormq raises where a channel or connection cannot be had; `RuntimeError` where it was closed meanwhile."""
-
 Lane = deque[int]
 
 
@@ -88,14 +75,9 @@ class RabbitMQ:
         self._slots = slots
         self._timeout = timeout
         self._window = window
-        self._declare = declare
         self._limit = max_message_bytes
         self._ssl_context = ssl_context
-        self._connection: AbstractConnection | None = None
-        self._connecting = asyncio.Lock()
-        self._outlets: dict[str, Outlet] = {}
-        self._opening: dict[str, asyncio.Lock] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._channels = Channels(self._url, ssl_context, declare=declare)
         self._closed = False
         self._idle = Idle()
 
@@ -112,27 +94,20 @@ class RabbitMQ:
         self._closed = False
         try:
             async with asyncio.timeout(self._timeout):
-                await self._connected()
+                await self._channels.connected()
         except (TimeoutError, *LOST) as error:
             log.warning("RabbitMQ at %s is out of reach, and is tried again: %s", self._place, text_of(error))
 
     async def close(self) -> None:
         """Begin no further round, finish those in flight within the timeout, and disconnect."""
         self._closed = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout):
-                await self._idle.wait()
-        self._disconnect()
-        if self._ending:
-            await asyncio.wait(self._ending, timeout=self._timeout)
-        for task in self._ending:
-            task.cancel()
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await self._idle.wait(self._timeout)
+        await self._channels.end(self._timeout)
 
     async def ping(self) -> None:
         """Raise `PublishError`, with the reason, where the broker does not answer."""
         try:
-            channel = await (await self._connected()).channel()
+            channel = await (await self._channels.connected()).channel()
             await channel.close()
         except LOST as error:
             raise PublishError(self._silence(error)) from error
@@ -152,9 +127,9 @@ class RabbitMQ:
         if self._closed:
             return
         try:
-            await self._connected()
+            await self._channels.connected()
         except LOST as error:
-            tally.give_up(sorted(tally.open), self._unavailable(error))
+            tally.give_up_all(self._unavailable(error))
             return
         async with asyncio.TaskGroup() as tasks:
             for topic, indexes in tally.by_topic().items():
@@ -162,11 +137,7 @@ class RabbitMQ:
 
     async def _publish_topic(self, tally: Tally, topic: str, indexes: list[int]) -> None:
         """Send round after round: the first message of each key, then the second of each, and so on."""
-        lanes: dict[str | int, Lane] = {}
-        for index in indexes:
-            key = tally.envelopes[index].key
-            lanes.setdefault(index if key is None else key, deque()).append(index)
-        waiting = deque(lanes.values())
+        waiting = deque(tally.by_lane(indexes))
         faults = 0
         while waiting and not self._closed:
             try:
@@ -176,7 +147,7 @@ class RabbitMQ:
             if reason is None or self._has_learnt(reason):
                 continue
             faults += 1
-            if faults > FAULTS or self._is_disconnected():
+            if faults > FAULTS or self._channels.are_lost():
                 tally.give_up([index for lane in waiting for index in lane], self._unavailable(reason, topic))
                 return
 
@@ -187,15 +158,15 @@ class RabbitMQ:
             return None
         ends: list[End] = [Fate.NOT_SENT] * len(letters)
         try:
-            await send(await self._outlet(topic), letters, ends)
+            await send(await self._channels.outlet(topic), letters, ends)
         except asyncio.CancelledError:
-            self._drop(topic)
+            self._channels.drop(topic)
             raise
         finally:
             again = [lane for lane, end in zip(lanes, ends, strict=True) if not self._settle(tally, lane, end)]
             waiting.extend(lane for lane, end in zip(lanes, ends, strict=True) if lane and end is Fate.DELIVERED)
             waiting.extendleft(reversed(again))
-        return self._drop(topic) if again else None
+        return self._channels.drop(topic) if again else None
 
     def _write(self, tally: Tally, lanes: Sequence[Lane]) -> tuple[list[Lane], list[Letter]]:
         """Return the first message of each lane, without the lanes whose first one can never be sent."""
@@ -239,7 +210,7 @@ class RabbitMQ:
         """Note the end of a lane's first message; returns whether it has one."""
         if end is Fate.DELIVERED:
             tally.settle([lane.popleft()], Fate.DELIVERED)
-        elif isinstance(end, Returned):
+        elif isinstance(end, amqp.PublishError):
             frame: Any = end.frame
             _stop(tally, lane, Unavailable(caused(unroutable(frame.exchange, frame.routing_key), end)))
         elif isinstance(end, BaseException):
@@ -253,25 +224,25 @@ class RabbitMQ:
     def _give_up(self, tally: Tally) -> None:
         """End what has no end when the time is up; where nothing at all was confirmed, connect anew next time."""
         cause = "A queue without a majority of its members does so, and a broker short of memory or disk space"
-        if all(outcome is Fate.NOT_SENT for outcome in tally.outcomes):
-            self._disconnect()
+        if tally.is_silent():
+            self._channels.disconnect()
             text = (
                 f"RabbitMQ at {self._place} confirmed nothing within {self._timeout:g} s. {cause}, or a broken network."
             )
-            tally.give_up(sorted(tally.open), Unavailable(PublishError(text), everything=True))
+            tally.give_up_all(Unavailable(PublishError(text), everything=True))
         for topic, indexes in tally.by_topic().items():
             text = f"RabbitMQ confirmed no more of exchange '{topic}' within {self._timeout:g} s. {cause}."
             tally.give_up(indexes, Unavailable(PublishError(text)))
 
     def _unavailable(self, error: BaseException, topic: str = "") -> Unavailable:
-        if self._is_disconnected():
+        if self._channels.are_lost():
             return Unavailable(caused(self._silence(error), error), everything=True)
         cure = "See the broker's log."
-        if isinstance(error, ChannelNotFoundEntity):
+        if isinstance(error, amqp.ChannelNotFoundEntity):
             cure = "Declare a durable topic exchange of that name, or leave out declare=False."
-        if isinstance(error, ChannelAccessRefused):
+        if isinstance(error, amqp.ChannelAccessRefused):
             cure = "Allow this user to write to it, and to configure it unless declare=False."
-        if isinstance(error, ChannelPreconditionFailed):
+        if isinstance(error, amqp.ChannelPreconditionFailed):
             cure = "It is there with other properties: make it a durable topic exchange, or pass declare=False."
         return Unavailable(caused(f"Exchange '{topic}' takes nothing: {text_of(error)}. {cure}", error))
 
@@ -286,55 +257,6 @@ class RabbitMQ:
             return False
         self._limit = int(found[1])
         return True
-
-    async def _connected(self) -> AbstractConnection:
-        async with self._connecting:
-            if self._connection is None or self._connection.is_closed:
-                self._outlets.clear()
-                try:
-                    self._connection = await aiormq.connect(self._url, context=self._ssl_context)
-                except StopAsyncIteration as error:  # of aiormq, and none that a coroutine may raise
-                    raise ConnectionError("the other end hung up while the connection was made") from error
-            return self._connection
-
-    async def _outlet(self, topic: str) -> Outlet:
-        async with self._opening.setdefault(topic, asyncio.Lock()):
-            outlet = self._outlets.get(topic)
-            if outlet is None or outlet.channel.is_closed:
-                connection = await self._connected()
-                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                await channel.exchange_declare(topic, exchange_type="topic", durable=True, passive=not self._declare)
-                outlet = self._outlets[topic] = Outlet(channel, channel.closing)
-            return outlet
-
-    def _drop(self, topic: str) -> BaseException:
-        """Give up a topic's channel; returns why it was closed."""
-        outlet = self._outlets.pop(topic, None)
-        if outlet is None:
-            return ConnectionError("the channel was closed")
-        if outlet.channel.is_closed:
-            reason = None if outlet.closing.cancelled() else outlet.closing.exception()
-            return reason or ConnectionError("the channel was closed")
-        self._end(outlet.channel.close())
-        return TimeoutError("not confirmed in time")
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        self._outlets.clear()
-        if connection is not None:
-            self._end(connection.close())
-
-    def _is_disconnected(self) -> bool:
-        return self._connection is None or self._connection.is_closed
-
-    def _end(self, closing: Coroutine[Any, Any, Any]) -> None:
-        async def end() -> None:
-            with suppress(*LOST):
-                await closing
-
-        task = asyncio.create_task(end(), name="cqrs rabbitmq close")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
 
 
 def _stop(tally: Tally, lane: Lane, outcome: Outcome) -> None:

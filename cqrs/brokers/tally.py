@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections import deque
 from typing import TYPE_CHECKING
 
 from cqrs.errors import DecodingError, PublishError
@@ -58,34 +58,29 @@ class Tally:
             self.settle((index,), Fate.NOT_SENT if lane in seen else outcome)
             seen.add(lane)
 
+    def give_up_all(self, outcome: Outcome) -> None:
+        """End all that have no end yet: the first of each lane with this outcome, and the rest as not sent."""
+        self.give_up(sorted(self.open), outcome)
+
+    def is_silent(self) -> bool:
+        """Whether nothing at all has been heard of any."""
+        return all(outcome is Fate.NOT_SENT for outcome in self.outcomes)
+
+    def by_lane(self, indexes: Iterable[int]) -> Iterable[deque[int]]:
+        """Return the lanes that these are in, each in its order; one without a key is a lane of its own."""
+        lanes: dict[tuple[str, str | int], deque[int]] = {}
+        for index in indexes:
+            envelope = self.envelopes[index]
+            lane = envelope.topic, index if envelope.key is None else envelope.key
+            lanes.setdefault(lane, deque()).append(index)
+        return lanes.values()
+
     def by_topic(self) -> dict[str, list[int]]:
         """Return those that have no end yet, in their order."""
         topics: dict[str, list[int]] = {}
         for index in sorted(self.open):
             topics.setdefault(self.envelopes[index].topic, []).append(index)
         return topics
-
-
-class Idle:
-    """Knows whether a publish is under way: each is an `async with` of it."""
-
-    def __init__(self) -> None:
-        self._running = 0
-        self._none = asyncio.Event()
-        self._none.set()
-
-    async def wait(self) -> None:
-        """Wait until no publish is under way."""
-        await self._none.wait()
-
-    async def __aenter__(self) -> None:
-        self._running += 1
-        self._none.clear()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._running -= 1
-        if not self._running:
-            self._none.set()
 
 
 def caused(text: str, error: BaseException) -> PublishError:

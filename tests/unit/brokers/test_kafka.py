@@ -7,7 +7,7 @@ from aiokafka import errors
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 import cqrs
-from cqrs.brokers import kafka
+from cqrs.brokers import kafka, producers
 from cqrs.brokers.kafka import Kafka, key_hash
 from cqrs.outbox import Failed, Fate, Unavailable
 from tests.contract.publisher import letter, letters, shape
@@ -77,7 +77,7 @@ class FakeProducer:
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProducer]:
     kind = type("Fake", (FakeProducer,), {"made": [], "unknown": set()})
-    monkeypatch.setattr(kafka, "AIOKafkaProducer", kind)
+    monkeypatch.setattr(producers, "AIOKafkaProducer", kind)
     return kind
 
 

@@ -1,6 +1,4 @@
-import asyncio
-
-from cqrs.brokers.tally import Idle, Tally
+from cqrs.brokers.tally import Tally
 from cqrs.outbox import Failed, Fate, Unavailable
 from tests.contract.publisher import letter, letters, shape
 
@@ -35,16 +33,13 @@ def test_what_is_open_is_told_by_topic_in_order():
     assert tally.by_topic() == {"orders": [0, 2]}
 
 
-async def test_idle_waits_for_all_that_run():
-    idle, seen = Idle(), []
+def test_a_lane_is_a_key_of_a_topic_or_a_message_without_one():
+    tally = Tally([letter("1", "a"), letter("2", None), letter("3", "a"), letter("4", None)])
+    assert [list(lane) for lane in tally.by_lane(range(4))] == [[0, 2], [1], [3]]
 
-    async def run(number: int) -> None:
-        async with idle:
-            await asyncio.sleep(0)
-            seen.append(number)
 
-    tasks = [asyncio.create_task(run(number)) for number in range(3)]
-    await asyncio.sleep(0)
-    await idle.wait()
-    assert sorted(seen) == [0, 1, 2]
-    await asyncio.gather(*tasks)
+def test_silent_is_what_nothing_was_heard_of():
+    tally = Tally(letters("12"))
+    assert tally.is_silent()
+    tally.settle([1], Fate.DELIVERED)
+    assert not tally.is_silent()

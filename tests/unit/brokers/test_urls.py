@@ -68,7 +68,7 @@ def test_a_kafka_url_has_parameters():
     publisher = made("kafka://one?compression=gzip&client_id=shop&max_message_bytes=2000000")
     assert publisher._options["compression_type"] == "gzip"
     assert publisher._options["client_id"] == "shop"
-    assert publisher._limit == 2_000_000
+    assert publisher._batches._limit == 2_000_000
 
 
 def test_an_amqp_url_has_user_host_and_virtual_host():
@@ -91,7 +91,7 @@ def test_an_amqps_url_verifies_the_server():
 
 def test_an_amqp_url_has_parameters():
     publisher = made("amqp://rabbit?declare=false&heartbeat=10&window=50&max_message_bytes=1000")
-    assert (publisher._declare, publisher._window, publisher._limit) == (False, 50, 1000)
+    assert (publisher._channels._declare, publisher._window, publisher._limit) == (False, 50, 1000)
     assert publisher._url.query["heartbeat"] == "10"
 
 
