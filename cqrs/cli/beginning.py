@@ -20,7 +20,7 @@ KINDS = ("worker", "fastapi")
 @click.option("--name", help="The name of its package. Default: the folder's.")
 @takes_json
 def init(*, folder: Path, kind: str, name: str | None, as_json: bool) -> None:
-    """Write a starter project into an empty folder, and print the two commands that test and run it."""
+    """Write a starter project into an empty folder, and print the commands that install, test and run it."""
     from cqrs.cli.starter import commands, files
 
     package = _package(name or folder.resolve().name, given=name is not None)

@@ -50,7 +50,7 @@ def _reload(folder: Path) -> None:
     try:
         import watchfiles
     except ModuleNotFoundError:
-        raise click.UsageError("--reload needs watchfiles: pip install watchfiles") from None
+        raise click.UsageError("--reload needs watchfiles: pip install 'cqrs-toolkit[cli]'") from None
     arguments = [sys.executable, "-m", "cqrs", *(each for each in sys.argv[1:] if each != "--reload")]
     watchfiles.run_process(
         folder, target=shlex.join(arguments), target_type="command", watch_filter=watchfiles.PythonFilter()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 ORDERS = '''\
 """What can be asked, what happens, and who acts on it."""
 
@@ -43,111 +46,81 @@ async def send_receipt(event: OrderPlaced) -> None:
 '''
 
 MAIN = '''\
-"""The application, put together."""
+"""The application, put together; without a broker it delivers itself."""
 
 import os
 
 import cqrs
 
-
-def make_app(database: str, broker: str | None = None) -> cqrs.Mediator:
-    """Return the application on these servers; without a broker it delivers itself."""
-    return cqrs.bootstrap(
-        scan="NAME.orders",
-        name="NAME",
-        database=database,
-        broker=broker,
-    )
-
-
-app = make_app(
-    os.environ.get("DATABASE_URL", "sqlite+aiosqlite:///NAME.db"),
-    os.environ.get("BROKER_URL") or None,
+app = cqrs.bootstrap(
+    scan="NAME.orders",
+    name="NAME",
+    database=os.environ.get("DATABASE_URL", "sqlite+aiosqlite:///NAME.db"),
+    broker=os.environ.get("BROKER_URL") or None,
 )
 '''
 
 API = '''\
-"""The application behind HTTP."""
+"""The application behind HTTP; `lifespan(app, consume=True)` would consume as well."""
 
-import cqrs
 from cqrs.integrations.fastapi import expose, lifespan, probes, problems, router
 from fastapi import FastAPI
 
 from NAME.main import app
 from NAME.orders import PlaceOrder
 
-
-def make_api(app: cqrs.Mediator) -> FastAPI:
-    """Return the API; `lifespan(app, consume=True)` would consume as well."""
-    api = FastAPI(
-        title="NAME",
-        lifespan=lifespan(app),
-        exception_handlers=problems(),
-    )
-    api.include_router(router(app, expose(PlaceOrder, "POST /orders", status=201)))
-    api.include_router(probes(app))
-    return api
-
-
-api = make_api(app)
+api = FastAPI(title="NAME", lifespan=lifespan(app), exception_handlers=problems())
+api.include_router(router(app, expose(PlaceOrder, "POST /orders", status=201)))
+api.include_router(probes(app))
 '''
 
 TEST_ORDERS = '''\
 """An order from the command to the receipt, on a database of its own."""
 
-import asyncio
-from pathlib import Path
-
-import pytest
-
-from NAME.main import make_app
-from NAME.orders import PlaceOrder
+from NAME.main import app
+from NAME.orders import OrderPlaced, PlaceOrder
 
 
-def test_an_order_gets_its_receipt(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_order_gets_its_receipt(cqrs_harness, caplog):
     caplog.set_level("INFO")
-    order_id = asyncio.run(place_and_deliver(f"sqlite+aiosqlite:///{tmp_path}/test.db"))
+    async with cqrs_harness(app) as t:
+        order_id = await t.send(PlaceOrder(sku="tea", quantity=2))
+        t.assert_published(OrderPlaced, order_id=order_id, quantity=2)
+        t.assert_no_failures()
     assert f"Receipt for order {order_id}: 2 x tea" in caplog.messages
-
-
-async def place_and_deliver(database: str) -> str:
-    async with make_app(database) as app:
-        order_id = await app.send(PlaceOrder(sku="tea", quantity=2))
-        await app.drain()
-    return order_id
 '''
 
 TEST_API = '''\
 """The API, as a client sees it."""
 
-import asyncio
-from pathlib import Path
-
 import httpx
+import pytest
 
-from NAME.api import make_api
-from NAME.main import make_app
-
-
-def test_an_order_is_created(tmp_path: Path) -> None:
-    answer = asyncio.run(post(tmp_path, {"sku": "tea", "quantity": 2}))
-    assert answer.status_code == 201
-    assert isinstance(answer.json(), str)
+from NAME.api import api
+from NAME.main import app
+from NAME.orders import OrderPlaced
 
 
-def test_an_order_without_an_article_is_refused(tmp_path: Path) -> None:
-    answer = asyncio.run(post(tmp_path, {"quantity": 2}))
-    assert answer.status_code == 422
+@pytest.fixture
+async def client():
+    transport = httpx.ASGITransport(api)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
 
 
-async def post(folder: Path, order: dict[str, object]) -> httpx.Response:
-    app = make_app(f"sqlite+aiosqlite:///{folder}/test.db")
-    transport = httpx.ASGITransport(make_api(app))
-    client = httpx.AsyncClient(transport=transport, base_url="http://test")
-    async with app, client:
-        return await client.post("/orders", json=order)
+async def test_an_order_is_placed(cqrs_harness, client):
+    async with cqrs_harness(app) as t:
+        answer = await client.post("/orders", json={"sku": "tea", "quantity": 2})
+        assert answer.status_code == 201
+        await t.settle()
+        t.assert_published(OrderPlaced, order_id=answer.json(), quantity=2)
+
+
+async def test_an_order_without_an_article_is_refused(cqrs_harness, client):
+    async with cqrs_harness(app) as t:
+        answer = await client.post("/orders", json={"quantity": 2})
+        assert answer.status_code == 422
+        t.assert_not_emitted(OrderPlaced)
 '''
 
 PROJECT = """\
@@ -161,6 +134,8 @@ dependencies = [DEPENDENCIES]
 test = [TESTED_WITH]
 
 [tool.pytest.ini_options]
+asyncio_default_fixture_loop_scope = "function"
+asyncio_mode = "auto"
 pythonpath = ["."]
 testpaths = ["tests"]
 """
@@ -177,21 +152,23 @@ COMMANDS
 TESTS = "python -m pytest"
 
 
-def commands(name: str, kind: str) -> tuple[str, str]:
-    """Return the two commands of a project: its tests, and what runs it."""
-    return TESTS, ("uvicorn NAME.api:api" if kind == "fastapi" else "cqrs run NAME.main:app").replace("NAME", name)
+def commands(name: str, kind: str) -> tuple[str, str, str]:
+    """Return the commands of a project: what installs all that it needs, its tests, and what runs it."""
+    needed, tested_with = libraries(kind)
+    run = f"uvicorn {name}.api:api" if kind == "fastapi" else f"cqrs run {name}.main:app"
+    return f"pip install {shlex.join([*needed, *tested_with])}", TESTS, run
 
 
-def libraries(kind: str) -> tuple[str, str]:
+def libraries(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return what a project needs to run, and what to test it, as pip names it."""
     if kind == "fastapi":
-        return '"cqrs-toolkit[cli,fastapi]", "uvicorn"', '"httpx", "pytest"'
-    return '"cqrs-toolkit[cli]"', '"pytest"'
+        return ("cqrs-toolkit[cli,fastapi]", "uvicorn"), ("httpx", "pytest", "pytest-asyncio")
+    return ("cqrs-toolkit[cli]",), ("pytest", "pytest-asyncio")
 
 
 def files(name: str, kind: str) -> dict[str, str]:
     """Return the files of a project, by their paths."""
-    needed, tested_with = libraries(kind)
+    needed, tested_with = (json.dumps(each)[1:-1] for each in libraries(kind))
     listed = "\n".join(f"    {command}" for command in commands(name, kind))
     found = {
         "pyproject.toml": PROJECT.replace("DEPENDENCIES", needed).replace("TESTED_WITH", tested_with),

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -45,6 +46,25 @@ SCHEMA: dict[str, Any] = {
 }
 """What OpenAPI says of a problem; `errors` comes with invalid requests only."""
 
+
+def _as_written(schema: dict[str, Any]) -> None:
+    schema.clear()
+    schema.update(SCHEMA)
+
+
+class ProblemDetails(BaseModel):
+    """The name of `SCHEMA` among OpenAPI's components, so that routes refer to it and none repeats it."""
+
+    model_config = ConfigDict(json_schema_extra=_as_written)
+
+
+class _Content(dict[str, Any]):
+    """Takes the model's schema under our media type: FastAPI asks for it under that of the route's replies."""
+
+    def setdefault(self, _media_type: str, default: Any = None) -> Any:
+        return super().setdefault(MEDIA_TYPE, default)
+
+
 ExceptionHandler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
 
 
@@ -65,7 +85,9 @@ def problems(refused: Mapping[type[Exception], int] | None = None) -> dict[int |
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return what `responses=` of a FastAPI application or route takes: these statuses are answered by a problem."""
-    return {status: {"description": _title(status), "content": {MEDIA_TYPE: {"schema": SCHEMA}}} for status in statuses}
+    return {
+        status: {"description": _title(status), "model": ProblemDetails, "content": _Content()} for status in statuses
+    }
 
 
 def problem_response(

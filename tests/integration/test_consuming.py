@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import cqrs
+from cqrs import health
 from tests.proxy import Proxy
 from tests.servers import scratch_database, server
 from tests.unit.outbox.support import run_sql, until
@@ -149,6 +151,16 @@ async def test_what_is_emitted_takes_effect_once_and_in_order_of_its_key(scene: 
         await app.send(Place(keys=["a", "b", "c"], times=30))
         await scene.until_effects(90)
     assert by_key(await scene.effects()) == {key: list(range(30)) for key in "abc"}
+
+
+async def test_a_start_warns_of_nothing(scene: Scene, caplog: pytest.LogCaptureFixture):
+    async with scene.application() as app, app.consuming():
+
+        async def consuming() -> bool:
+            return (await health.examine(app)).is_ready
+
+        await until(consuming, PATIENCE)
+    assert not [each for each in caplog.records if each.name.startswith("cqrs") and each.levelno > logging.INFO]
 
 
 async def test_a_message_that_fails_once_is_retried_in_order(scene: Scene):

@@ -1,5 +1,6 @@
 import dataclasses
 import datetime as dt
+import json
 from typing import Annotated, Any
 
 import fastapi
@@ -255,6 +256,31 @@ def test_openapi_has_parameters_bodies_replies_and_problems(app: cqrs.Mediator):
     assert list(get["responses"]) == ["200", "422", "404"]
     assert list(delete["responses"]) == ["204", "422"]
     assert "HTTPValidationError" not in found["components"]["schemas"]
+
+
+def test_openapi_describes_a_problem_once(app: cqrs.Mediator):
+    found = api_of(
+        app, expose(PlaceOrder, "POST /orders", refused=[409]), expose(Forget, "DELETE /orders/{order_id}")
+    ).openapi()
+    answers = [*found["paths"]["/orders"]["post"]["responses"].items()]
+    answers += found["paths"]["/orders/{order_id}"]["delete"]["responses"].items()
+    assert {json.dumps(answer["content"]) for status, answer in answers if status >= "400"} == {
+        '{"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}'
+    }
+    assert found["components"]["schemas"]["ProblemDetails"]["required"] == ["type", "title", "status"]
+
+
+def test_openapi_keeps_a_model_of_the_name_that_problems_have(app: cqrs.Mediator):
+    class ProblemDetails(pydantic.BaseModel):
+        mine: int
+
+    api = api_of(app, expose(PlaceOrder, "POST /orders"))
+    api.get("/mine", response_model=ProblemDetails)(lambda: None)
+    schemas = api.openapi()["components"]["schemas"]
+    (reference,) = api.openapi()["paths"]["/orders"]["post"]["responses"]["422"]["content"].values()
+    theirs = reference["schema"]["$ref"].removeprefix("#/components/schemas/")
+    assert "status" in schemas[theirs]["properties"]
+    assert len([name for name in schemas if "ProblemDetails" in name]) == 2
 
 
 # What is refused

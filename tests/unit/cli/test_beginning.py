@@ -16,8 +16,7 @@ def test_a_project_passes_its_own_tests(tmp_path: Path, kind: str):
     folder = tmp_path / "my-shop"
     found = run_json("init", folder, "--kind", kind)
     assert all((folder / file).is_file() for file in found["files"])
-    # The test runner's own plugins are not the project's; it has none.
-    command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stdout
 
@@ -42,11 +41,12 @@ def test_a_project_is_formatted_and_linted(tmp_path: Path, kind: str):
         assert done.returncode == 0, done.stdout
 
 
-def test_the_two_commands_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_commands_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert run("init", "my-shop").stdout.splitlines()[-4:] == [
+    assert run("init", "my-shop").stdout.splitlines()[-5:] == [
         "Next:",
         "  cd my-shop",
+        "  pip install 'cqrs-toolkit[cli]' pytest pytest-asyncio",
         "  python -m pytest",
         "  cqrs run my_shop.main:app",
     ]
@@ -55,7 +55,11 @@ def test_the_two_commands_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_current_folder_gives_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "orders" / ".git").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "orders")
-    assert run_json("init", "--kind", "fastapi")["commands"] == ["python -m pytest", "uvicorn orders.api:api"]
+    assert run_json("init", "--kind", "fastapi")["commands"] == [
+        "pip install 'cqrs-toolkit[cli,fastapi]' uvicorn httpx pytest pytest-asyncio",
+        "python -m pytest",
+        "uvicorn orders.api:api",
+    ]
 
 
 def test_a_folder_with_files_is_left_alone(tmp_path: Path):
