@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from cqrs.errors import MisuseError, OutsideHandler, QueryViolation
 from cqrs.messages import Request

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import from_json, to_json
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from cqrs.codec import KEY_LIMIT, Envelope, fits, fitting_id, headers_text
 from cqrs.errors import DecodingError

@@ -1,12 +1,12 @@
 """asyncpg with fewer trips to the server: BEGIN takes the first statement along, and COMMIT the last one.
 
-asyncpg has no pipeline, but several statements without parameters are one trip.
+asyncpg has no pipeline, but the simple protocol takes several statements a trip. It has no parameters, so what goes
+along is EXECUTE, of statements that are prepared once a connection.
 """
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -14,23 +14,28 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from sqlalchemy.engine import Connection
 
-
 Value = str | bytes | float | None
+
+KNOWN = "SELECT count(*) FROM pg_prepared_statements WHERE name = $1"
 
 
 class JoinedConnection(asyncpg.Connection):  # type: ignore[misc] # untyped
     """A connection that sends statements along with BEGIN and COMMIT."""
 
-    after_begin: str | None = None
-    """What the next BEGIN takes along."""
-    before_commit: str | None = None
-    """What the COMMIT of this transaction takes along; a ROLLBACK forgets it."""
-    status = ""
-    """What the server said of what followed BEGIN, as `INSERT 0 1`."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.after_begin: str | None = None
+        """What the next BEGIN takes along."""
+        self.before_commit: str | None = None
+        """What the COMMIT of this transaction takes along; a ROLLBACK forgets it."""
+        self.status = ""
+        """What the server said of what followed BEGIN, as `INSERT 0 1`."""
+        self._names: dict[str, str | None] = {}
+        self._kept: list[object] = []
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """Run a statement, and with it what it takes along."""
@@ -54,63 +59,71 @@ class JoinedConnection(asyncpg.Connection):  # type: ignore[misc] # untyped
             raise
         return status
 
-
-def can_begin_with(connection: Connection) -> bool:
-    """Whether BEGIN can take a statement along: the connection is ours, and no statement has reached the server."""
-    return _is_ours(connection) and not connection.connection.driver_connection.is_in_transaction()  # type: ignore[union-attr]
-
-
-def can_commit_with(connection: Connection) -> bool:
-    """Whether COMMIT can: the connection is ours, and there will be a COMMIT."""
-    return _is_ours(connection) and connection.connection.driver_connection.is_in_transaction()  # type: ignore[union-attr]
+    async def name_of(self, statement: str) -> str | None:
+        """Return the name of a statement, prepared at its first use; None behind a pooler with names of its own."""
+        if statement not in self._names:
+            name = f"cqrs_{len(self._names)}"
+            self._kept.append(await self.prepare(statement, name=name))  # let go, it would be closed
+            self._names[statement] = name if await self.fetchval(KNOWN, name) else None
+        return self._names[statement]
 
 
-def _is_ours(connection: Connection) -> bool:
-    # asyncpg lets every connection pass for an instance
-    return type(connection.connection.driver_connection) is JoinedConnection and not getattr(
-        connection.connection.dbapi_connection, "autocommit", True
-    )
+def begin_with(connection: Connection, statement: str, parameters: Sequence[Value]) -> int | None:
+    """Send BEGIN and a statement in one trip; returns how many rows it touched, or None where that cannot be.
 
-
-def begin_with(connection: Connection, statement: str, parameters: Sequence[Value]) -> int:
-    """Send BEGIN and a statement in one trip; returns how many rows it touched.
-
-    For use inside of SQLAlchemy's greenlet. The connection is given up if it fails: SQLAlchemy knows nothing of the
-    transaction then.
+    Like `commit_with` for use inside of SQLAlchemy's greenlet.
     """
     driver: Any = connection.connection.driver_connection
     adapter: Any = connection.connection.dbapi_connection
-    driver.after_begin = inlined(statement, parameters)
-    try:
+    if not _is_ours(connection) or driver.is_in_transaction():
+        return None
+    with _given_up_on_error(connection, statement):
+        name = await_only(driver.name_of(statement))
+        if name is None:
+            return None
+        driver.after_begin = executed(name, parameters)
         await_only(adapter._start_transaction())  # noqa: SLF001 - what SQLAlchemy itself begins with
-    except BaseException as error:
-        connection.invalidate()
-        base = connection.dialect.loaded_dbapi.Error
-        if isinstance(error, base):
-            raise DBAPIError.instance(statement, None, error, base, connection_invalidated=True) from error
-        raise
     return int(driver.status.rpartition(" ")[2])
 
 
-def commit_with(connection: Connection, statement: str, rows: Sequence[Sequence[Value]]) -> None:
-    """Let the COMMIT that follows send a statement for each of the rows before."""
+def commit_with(connection: Connection, statement: str, rows: Sequence[Sequence[Value]]) -> bool:
+    """Let the COMMIT that follows run a statement for each of the rows before; returns whether it will."""
     driver: Any = connection.connection.driver_connection
-    driver.before_commit = "".join(f"{inlined(statement, row)};" for row in rows)
+    if not _is_ours(connection) or not driver.is_in_transaction():
+        return False
+    with _given_up_on_error(connection, statement):
+        name = await_only(driver.name_of(statement))
+    if name is not None:
+        driver.before_commit = "".join(executed(name, row) for row in rows)
+    return name is not None
 
 
-def inlined(statement: str, parameters: Sequence[Value]) -> str:
-    """Return a statement with its parameters in it: only the extended protocol carries them, one statement a trip."""
-    between, places = _parts(statement)
-    return between[0] + "".join(
-        _literal(parameters[place]) + text for place, text in zip(places, between[1:], strict=True)
-    )
+def _is_ours(connection: Connection) -> bool:
+    """Whether this is such a connection, with a transaction; asyncpg lets all pass for instances of each class."""
+    ours = type(connection.connection.driver_connection) is JoinedConnection
+    return ours and not getattr(connection.connection.dbapi_connection, "autocommit", True)
 
 
-@lru_cache
-def _parts(statement: str) -> tuple[list[str], list[int]]:
-    """Return what stands between the places of parameters, and which parameter each of them is for."""
-    parts = re.split(r"\$(\d+)", statement)
-    return parts[::2], [int(number) - 1 for number in parts[1::2]]
+@contextmanager
+def _given_up_on_error(connection: Connection, statement: str) -> Generator[None]:
+    """Raise errors as SQLAlchemy does, and close the connection: SQLAlchemy does not know what was done with it."""
+    adapter: Any = connection.connection.dbapi_connection
+    base = connection.dialect.loaded_dbapi.Error
+    try:
+        yield
+    except BaseException as error:
+        connection.invalidate()
+        if not isinstance(error, Exception):
+            raise
+        try:
+            adapter._handle_exception(error)  # noqa: SLF001 - raises it as SQLAlchemy's drivers do
+        except base as told:
+            raise DBAPIError.instance(statement, None, told, base, connection_invalidated=True) from error
+
+
+def executed(name: str, parameters: Sequence[Value]) -> str:
+    """Return the statement that runs a prepared one."""
+    return f"EXECUTE {name}({','.join(map(_literal, parameters))});"
 
 
 def _literal(value: Value) -> str:
@@ -121,6 +134,6 @@ def _literal(value: Value) -> str:
         case bytes():
             return rf"'\x{value.hex()}'"
         case str():
-            return rf"convert_from('\x{value.encode().hex()}', 'UTF8')"
+            return rf"convert_from('\x{value.encode().hex()}','UTF8')"
         case _:
             return repr(value)

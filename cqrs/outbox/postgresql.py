@@ -70,20 +70,20 @@ class PostgreSQL(Server):
         if connection.dialect.driver == "asyncpg":
             from cqrs.outbox import asyncpg_driver
 
-            if asyncpg_driver.can_begin_with(connection):
-                return asyncpg_driver.begin_with(connection, statement, parameters)
+            touched = asyncpg_driver.begin_with(connection, statement, parameters)
+            if touched is not None:
+                return touched
         return self.run(connection, statement, parameters)
 
     def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any], size: int) -> None:
         """Run a compiled statement as a transaction's last, in one trip with COMMIT where the driver can.
 
-        For many rows the server would do more work than a trip is worth: each is parsed and planned anew.
+        Of many rows or bytes that would cost more than it saves: bodies are twice as long as text.
         """
         if connection.dialect.driver == "asyncpg" and len(rows) <= JOINED_ROWS and size <= JOINED_BYTES:
             from cqrs.outbox import asyncpg_driver
 
-            if asyncpg_driver.can_commit_with(connection):
-                asyncpg_driver.commit_with(connection, statement, rows)
+            if asyncpg_driver.commit_with(connection, statement, rows):
                 return
         super().commit_with(connection, statement, rows, size)
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from cqrs.codec import Envelope, headers_text, key_text, saved_headers
 from cqrs.composition import compose

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cqrs import migrations
 from cqrs.codec import Envelope
-from cqrs.outbox import locks, mysql
+from cqrs.outbox import asyncpg_driver, locks, mysql
 from cqrs.outbox.database import connect, dialect_of
 from cqrs.outbox.store import Nothing, Store
 from tests.contract.store import (
@@ -142,6 +142,18 @@ class TestAsyncpgOfOurOwn(TestAsyncpg):
             driver = (await connection.get_raw_connection()).driver_connection
             assert not driver.status
         assert await store.inbox.has_taken("handler", "event-1")
+
+    async def test_behind_a_pooler_with_names_of_its_own_nothing_is_joined(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(asyncpg_driver, "KNOWN", "SELECT 0 WHERE $1 <> ''")
+        async with store.writers.begin() as connection:
+            assert await connection.run_sync(store.inbox.take, "handler", ["event-1"])
+            await connection.run_sync(lambda last: store.add(last, [letter(1)], last=True))
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert (driver.status, driver.before_commit) == ("", None)
+        assert await store.inbox.has_taken("handler", "event-1")
+        assert numbers(await claim(store)) == [1]
 
     async def test_a_failure_to_take_gives_the_connection_up(self, store: Store):
         async with store.writers.connect() as holder, store.writers.connect() as waiter:
