@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from uuid_utils import uuid7
 
-from cqrs.errors import OutsideHandler, QueryViolation
+from cqrs.errors import MisuseError, OutsideHandler, QueryViolation
+from cqrs.messages import Request
 from cqrs.origin import origin
 from cqrs.registry import Kind
 
@@ -156,7 +157,8 @@ class Context:
 
         A local event's handlers run after this handler, in its transaction. A published event, and one with durable
         handlers, is encoded now and saved with the transaction. Raises `EncodingError` when it cannot be encoded or
-        its key cannot be used, and `QueryViolation` in a query; nothing is saved then.
+        its key cannot be used, `QueryViolation` in a query, and `MisuseError` for what is no event; nothing is saved
+        then.
         """
         if not self.open:
             raise OutsideHandler(
@@ -168,7 +170,9 @@ class Context:
                 f"{type(event).__qualname__} was emitted while the query {type(self.message).__qualname__} was "
                 "handled. Queries change nothing: make it a command."
             )
-        plan = self.app.plans.get(type(event)) or self.app.plan_of(type(event))
+        plan = self.app.plans.get(type(event))
+        if plan is None or plan.kind is not Kind.EVENT:
+            plan = self._plan_of_unhandled(event)
         saved = transaction_of(self).save(plan, event, self) if plan.codec and plan.is_saved(event) else None
         if self.app.heard is not None:
             self.app.heard(event, self, saved)
@@ -178,6 +182,17 @@ class Context:
             if self.queue is None:
                 self.queue = []
             self.queue.append((plan, event, self))
+
+    def _plan_of_unhandled(self, event: Any) -> Plan:
+        """Return the plan of an event that nobody here handles; what is no event would be lost without a word."""
+        if isinstance(event, type):
+            raise MisuseError(f"{event.__qualname__} is a class. Emit an object of it: {event.__qualname__}(...).")
+        kind = type(event)
+        if issubclass(kind, Request) or kind in self.app.plans:
+            raise MisuseError(
+                f"{kind.__qualname__} is no event, so it cannot be emitted. Send it: `await context.send(...)`."
+            )
+        return self.app.plan_of(kind)
 
     @overload
     def send(self, message: Command[Reply] | Query[Reply]) -> Awaitable[Reply]: ...

@@ -160,7 +160,7 @@ class Mediator:
         try:
             path = self._paths[type(message)]
         except KeyError:
-            path = self._paths[type(message)] = self._find_path(type(message))
+            path = self._paths[type(message)] = self._find_path(message)
         here: Any = running.get()  # Any: a type checker takes what is set below for lasting
         if here is None or here.context is not None or here.task is not current_task(here.loop):
             parent = innermost(self)
@@ -220,9 +220,11 @@ class Mediator:
         """Wait until all that this process emitted, and what that caused here, has ended.
 
         Raises `DrainTimeout` after so many seconds, or at once when only dead letters are left; it lists what is
-        waiting, dead or scheduled.
+        waiting, dead or scheduled, and `NotOpen` outside `async with app` where there is a database.
         """
         if self.storage is not None:
+            if self._opened is None:
+                raise NotOpen(self.name)
             await self.storage.drain(timeout)
 
     @asynccontextmanager
@@ -297,11 +299,14 @@ class Mediator:
             )
         return self.storage
 
-    def _find_path(self, message: type) -> _Path:
-        plan = self.plans.get(message)
-        if plan is None and not issubclass(message, Event):
-            raise NotHandled(message, self.name)
-        plan = plan or self.plan_of(message)
+    def _find_path(self, message: Any) -> _Path:
+        kind = type(message)
+        if isinstance(message, type):
+            raise MisuseError(f"{message.__qualname__} is a class. Send an object of it: {message.__qualname__}(...).")
+        plan = self.plans.get(kind)
+        if plan is None and not issubclass(kind, Event):
+            raise NotHandled(kind, self.name)
+        plan = plan or self.plan_of(kind)
         if plan.kind is Kind.EVENT:
             return _Path(plan, lambda event, _: self._send_event(plan, event), None, Unopened(self, plan))
         handler = plan.handlers[0]

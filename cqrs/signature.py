@@ -123,7 +123,7 @@ class _Reading:
             return []
         hints = self._hints(function)
         parameters = self._parameters(function)
-        if hints is None or not parameters:
+        if hints is None or not parameters or not self._message_comes_first(parameters[0], hints):
             return []
         messages = self._messages(parameters[0], hints)
         self._check_kind(messages)
@@ -198,6 +198,14 @@ class _Reading:
             )
             return []
         return parameters
+
+    def _message_comes_first(self, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> bool:
+        annotation = bare(hints.get(parameter.name))
+        if annotation not in self.injector.from_context:
+            return True
+        what = f"its first parameter is '{parameter.name}: {show(annotation)}', where the message belongs"
+        self._problem(what, "Put the message first; everything else follows in any order.")
+        return False
 
     def _messages(self, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> list[type]:
         annotation = bare(hints.get(parameter.name, base_argument(self.target)))

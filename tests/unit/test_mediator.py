@@ -164,6 +164,29 @@ async def test_any_object_that_nobody_handles_is_refused(registry: cqrs.Registry
         await cqrs.bootstrap(registry=registry).send("hello")
 
 
+async def test_a_class_in_place_of_a_message_is_refused(registry: cqrs.Registry):
+    with pytest.raises(cqrs.MisuseError, match=r"Start is a class. Send an object of it: Start\(...\)."):
+        await cqrs.bootstrap(registry=registry).send(Start)
+
+
+async def test_a_class_in_place_of_an_event_is_refused(registry: cqrs.Registry):
+    class Started(cqrs.Event):
+        pass
+
+    with pytest.raises(cqrs.MisuseError, match=r"Started is a class. Emit an object of it: "):
+        await cqrs.bootstrap(registry=registry).emit(Started)
+
+
+@pytest.mark.parametrize("handled", [True, False])
+async def test_a_command_that_is_emitted_is_refused(registry: cqrs.Registry, handled: bool):
+    async def handler(command: Start) -> Any: ...
+
+    if handled:
+        registry.command_handler(handler)
+    with pytest.raises(cqrs.MisuseError, match=r"Start is no event, so it cannot be emitted. Send it: "):
+        await cqrs.bootstrap(registry=registry).emit(Start())
+
+
 async def test_a_handler_of_a_base_class_does_not_handle_its_subclasses(registry: cqrs.Registry):
     class Special(Start):
         pass
@@ -827,6 +850,11 @@ async def test_without_a_database_there_is_no_outbox(registry: cqrs.Registry):
 
 async def test_without_a_database_there_is_nothing_to_drain(registry: cqrs.Registry):
     await cqrs.bootstrap(registry=registry).drain(timeout=0.0)
+
+
+async def test_what_is_not_open_cannot_be_drained(registry: cqrs.Registry, database: str):
+    with pytest.raises(cqrs.NotOpen):
+        await cqrs.bootstrap(registry=registry, database=database).drain()
 
 
 # Two applications in one process

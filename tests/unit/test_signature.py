@@ -751,6 +751,19 @@ def test_a_parameter_without_an_annotation_is_refused(registry: cqrs.Registry):
     ]
 
 
+def test_a_handler_whose_message_does_not_come_first_is_refused(registry: cqrs.Registry):
+    @registry.command_handler
+    async def handler(context: cqrs.Context, command: PlaceOrder) -> int:
+        return 1
+
+    assert problems(registry=registry) == [
+        (
+            f"{path(handler)}: its first parameter is 'context: Context', where the message belongs "
+            f"({place(handler)}). Put the message first; everything else follows in any order."
+        )
+    ]
+
+
 def test_a_session_without_a_database_is_refused(registry: cqrs.Registry):
     @registry.command_handler
     async def handler(command: PlaceOrder, session: AsyncSession) -> int:
