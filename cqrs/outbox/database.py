@@ -17,7 +17,7 @@ from cqrs.outbox import sqlite
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
-    from cqrs.outbox.store import Dialect
+    from cqrs.outbox.dialect import Dialect
 
 DRIVERS = ("asyncmy", "asyncpg", "psycopg", "pymysql", "sqlite3")
 """Modules whose errors are a database's."""

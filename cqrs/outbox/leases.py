@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import String, and_, delete, exists, literal, or_, select, type_coerce, update
 
+from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.parked import chunks
 from cqrs.outbox.rows import CLAIMED, Claimed, Probe, Verdict, View, claimed
-from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import text
 
+from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.prepared import COUNTED
-from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence

@@ -9,9 +9,9 @@ from zlib import crc32
 
 from sqlalchemy import ColumnElement, func, insert, literal_column, select, text
 
+from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.locks import Appetite, LockedLane, Server
 from cqrs.outbox.rows import Claimed, Lane, View, by_slot, claimed
-from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
@@ -28,7 +28,7 @@ MOST_PARKED = 1000
 
 
 class MySQL(Server):
-    """The dialect; see `cqrs.outbox.store.Dialect`."""
+    """The dialect; see `cqrs.outbox.dialect.Dialect`."""
 
     carries_log = False
 

@@ -73,15 +73,7 @@ class Parked:
     def due(self, view: View) -> list[ColumnElement[bool]]:
         """Which rows are due: each is the first of its key."""
         table = self._table
-        conditions = [
-            table.c.state == WAITING,
-            table.c.next_attempt_at <= self._store.now(),
-            table.c.destination.in_(view.destinations),
-        ]
-        return conditions + [
-            or_(table.c.destination != destination, table.c.topic != topic)
-            for destination, topic in sorted(view.without)
-        ]
+        return [table.c.state == WAITING, table.c.next_attempt_at <= self._store.now(), *shown(table, view)]
 
     async def heads(self, connection: AsyncConnection, view: View, limit: int) -> list[int]:
         """Return the numbers of rows that are due, those first that are due first."""
@@ -236,6 +228,16 @@ class Parked:
 def held_back() -> dict[str, Any]:
     """Return the columns of a row that waits behind another one, whose end makes it due."""
     return {"state": WAITING, "attempts": 0, "next_attempt_at": null(), "error": null()}
+
+
+def shown(table: Table, view: View) -> list[ColumnElement[bool]]:
+    """Return the conditions for the rows of a table that a view shows."""
+    conditions: list[ColumnElement[bool]] = [table.c.destination.in_(view.destinations)]
+    if view.topic is not None:
+        conditions.append(table.c.topic == view.topic)
+    return conditions + [
+        or_(table.c.destination != destination, table.c.topic != topic) for destination, topic in sorted(view.without)
+    ]
 
 
 def _same_lane(table: Table, destination: str, topic: str, key: str | None) -> ColumnElement[bool]:

@@ -14,10 +14,10 @@ from sqlalchemy.dialects.postgresql import insert
 
 from cqrs.errors import SchemaError
 from cqrs.outbox.bell import Bell
+from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.floor import Floor, Snapshot
 from cqrs.outbox.locks import Appetite, LockedLane, Server
 from cqrs.outbox.rows import Claimed, View, claimed
-from cqrs.outbox.store import Nothing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
@@ -47,7 +47,7 @@ places, for which the planner would read a small table whole.
 
 
 class PostgreSQL(Server):
-    """The dialect; see `cqrs.outbox.store.Dialect`."""
+    """The dialect; see `cqrs.outbox.dialect.Dialect`."""
 
     carries_log = True
 

@@ -20,8 +20,8 @@ from uuid import uuid4
 from cqrs.codec import BROKER
 from cqrs.errors import DecodingError
 from cqrs.outbox.circuits import Circuits
+from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher
-from cqrs.outbox.store import Nothing
 from cqrs.outbox.verdicts import Judge
 from cqrs.outbox.waiting import came
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
     from cqrs.codec import Envelope
+    from cqrs.outbox.dialect import Claim, Lane
     from cqrs.outbox.rows import Claimed, Probe, Verdict
-    from cqrs.outbox.store import Claim, Lane, Store
+    from cqrs.outbox.store import Store
     from cqrs.outbox.verdicts import End
 
 log = logging.getLogger(__name__)

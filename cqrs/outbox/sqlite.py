@@ -51,7 +51,7 @@ def connect(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
 
 
 class SQLite:
-    """The dialect; see `cqrs.outbox.store.Dialect`."""
+    """The dialect; see `cqrs.outbox.dialect.Dialect`."""
 
     carries_log = False
     locks = False

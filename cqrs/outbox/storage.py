@@ -24,6 +24,7 @@ from cqrs.outbox.group import Group, Member, Saved
 from cqrs.outbox.publisher import Pingable, Publisher
 from cqrs.outbox.relay import Pace, Relay, describe
 from cqrs.outbox.rows import DEAD
+from cqrs.outbox.settings import record
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
 from cqrs.outbox.waiting import came
 from cqrs.registry import Kind
@@ -238,7 +239,7 @@ class Storage:
             raise SchemaError(_schema_advice(number, self._database))
 
     async def _check_settings(self) -> None:
-        found = await self.store.record(self._wanted())
+        found = await record(self.store, self._wanted())
         if found["application"] != self._name:
             raise SchemaError(
                 f"These tables belong to the application '{found['application']}', and this one is '{self._name}'. "
@@ -287,7 +288,7 @@ class Storage:
     @property
     def _chores(self) -> Sequence[Callable[[], Awaitable[object]]]:
         return (
-            lambda: self.store.record(self._wanted()),
+            lambda: record(self.store, self._wanted()),
             self._carrier.stay,
             lambda: self.store.parked.wake_heads(self._skipping),
             self._forget,

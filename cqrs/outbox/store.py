@@ -1,14 +1,13 @@
-"""The statements over the outbox and the settings of one set of tables.
+"""The statements over the outbox of one set of tables.
 
-With `parked`, `inbox`, `leases`, `locks` and the dialects the only module that speaks SQL about them.
+With `parked`, `inbox`, `settings`, `leases`, `locks` and the dialects the only module that speaks SQL about them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     ARRAY,
@@ -26,163 +25,28 @@ from sqlalchemy import (
     select,
     union_all,
 )
-from sqlalchemy.exc import IntegrityError
 
 from cqrs.codec import BROKER
 from cqrs.outbox.inbox import Inbox
-from cqrs.outbox.parked import Parked, chunks
+from cqrs.outbox.parked import Parked, chunks, shown
 from cqrs.outbox.prepared import Prepared
-from cqrs.outbox.rows import COPIED, DEAD, SCHEDULED, WAITING, Claimed, Counts, Probe, Verdict, View
+from cqrs.outbox.rows import COPIED, DEAD, SCHEDULED, WAITING, Counts, Probe, View
 from cqrs.schema import tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
 
-    from sqlalchemy import ColumnElement, Executable, Insert, Table
+    from sqlalchemy import ColumnElement, Executable
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from cqrs.codec import Envelope
-    from cqrs.outbox.bell import Bell
+    from cqrs.outbox.dialect import Dialect, Lane
 
 FRONT = 100
 """How many rows at the front of each slot are looked at for somebody to deliver them."""
 SLOTS_ASKED = 64
 """Of how many slots a probe asks one by one."""
-
-
-class Nothing(Enum):
-    """Why a claim has no rows."""
-
-    IDLE = "no row waits"
-    BUSY = "rows wait in slots that others work on"
-
-
-class Claim(Protocol):
-    """Rows that are this relay's until they are settled, or until it has shown no sign of life for a lease."""
-
-    rows: Sequence[Claimed]
-    held_back: int
-    """How many more rows were moved behind parked ones of their key."""
-
-    async def keep(self) -> None:
-        """Show a sign of life."""
-        ...
-
-    async def settle(self, done: Sequence[Claimed], failed: Sequence[Verdict], returned: Sequence[Claimed]) -> None:
-        """End the claim: delete what was delivered, park what failed, and leave the rest as it was."""
-        ...
-
-
-class Lane(Protocol):
-    """One of a relay's ways to the database: it has one claim at a time. What fails may be called again."""
-
-    async def claim(self, view: View, limit: int) -> Claim | Nothing:
-        """Take some slots and return their first rows, in order.
-
-        At most about half of the free slots that have work are taken, but at least one, so that relays share without
-        knowing each other. Rows of parked keys are moved to the end of their key instead.
-        """
-        ...
-
-    async def retry(self, view: View, limit: int) -> Claim | None:
-        """Take parked rows that are due, each the first of its key."""
-        ...
-
-    async def probe(self, view: View, floors: Mapping[int, int]) -> Probe:
-        """Say, in one statement, whether there is anything to do; no row of a slot lies at or below its floor."""
-        ...
-
-    def floors(self, view: View) -> Mapping[int, int]:
-        """Return below which id nothing of this view is left in a slot, where that is known."""
-        ...
-
-    async def close(self) -> None:
-        """Give back what the lane holds."""
-        ...
-
-
-class Dialect(Protocol):
-    """What one kind of database does in its own way."""
-
-    carries_log: bool
-    """Whether its log can carry the broker's rows."""
-    locks: bool
-    """Whether claims hold locks, which nobody should do for long."""
-    pace: Mapping[str, int]
-    """How many rows a relay claims at once, and in how many lanes (`cqrs.outbox.relay.Pace`)."""
-
-    def writing(self, engine: AsyncEngine) -> AsyncEngine:
-        """Return the engine as commands use it."""
-        ...
-
-    def reading(self, engine: AsyncEngine) -> AsyncEngine:
-        """Return the engine as queries use it."""
-        ...
-
-    def short(self, engine: AsyncEngine) -> AsyncEngine:
-        """Return the engine for the store's own transactions, whose every statement sees what was committed before."""
-        ...
-
-    def later(self, seconds: float) -> ColumnElement[Any]:
-        """Return the database's time so many seconds from now, as it is stored."""
-        ...
-
-    def seconds_until(self, moment: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Return the seconds from the database's time to a stored moment."""
-        ...
-
-    def taking(self, inbox: Table) -> Insert:
-        """Return what writes inbox rows unless they are there."""
-        ...
-
-    def run(self, connection: Connection, statement: str, parameters: Any) -> int:
-        """Run a compiled statement; returns how many rows it touched."""
-        ...
-
-    def begin(self, connection: Connection) -> None:
-        """Begin a transaction that has no statement yet, where that may have to wait."""
-        ...
-
-    def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:
-        """Run a compiled statement as a transaction's first; returns how many rows it touched."""
-        ...
-
-    def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any], size: int) -> None:
-        """Run a compiled statement as a transaction's last, for each of the rows; COMMIT follows.
-
-        `size` is how many bytes their bodies have.
-        """
-        ...
-
-    async def check(self, store: Store) -> None:
-        """Raise `SchemaError` where somebody changed what the dialect relies on."""
-        ...
-
-    def migrating(self, connection: AsyncConnection) -> AbstractAsyncContextManager[None]:
-        """Wait until nobody else migrates this database, and keep all from it meanwhile."""
-        ...
-
-    async def hold(self, connection: AsyncConnection, store: Store, slots: Sequence[int]) -> None:
-        """Wait until no relay works on these slots, and keep all from them until the transaction ends."""
-        ...
-
-    async def serialise(self, connection: AsyncConnection, store: Store, keys: Collection[str]) -> None:
-        """Let transactions that write one of these keys come one after the other."""
-        ...
-
-    def lane(self, store: Store, owner: str, lease: float) -> Lane:
-        """Return a way to the database for a relay."""
-        ...
-
-    def bell(self, store: Store, heard: Callable[[], None] | None, listen_url: str | None) -> Bell | None:
-        """Return what tells relays of other processes that rows were saved, where the database can."""
-        ...
-
-    def slots(self, store: Store) -> Sequence[int]:
-        """Return the rows that the slot table must have."""
-        ...
 
 
 class Store:
@@ -328,14 +192,7 @@ class Store:
 
     def wanted(self, view: View) -> list[ColumnElement[bool]]:
         """Return the conditions for the outbox's rows that a view shows."""
-        table = self.tables.outbox
-        conditions: list[ColumnElement[bool]] = [table.c.destination.in_(view.destinations)]
-        if view.topic is not None:
-            conditions.append(table.c.topic == view.topic)
-        return conditions + [
-            or_(table.c.destination != destination, table.c.topic != topic)
-            for destination, topic in sorted(view.without)
-        ]
+        return shown(self.tables.outbox, view)
 
     # Looking
 
@@ -398,36 +255,6 @@ class Store:
         old = (rows.c.destination.not_in(destinations), rows.c.created_at <= self.now(-age), *conditions)
         query = select(rows.c.destination, func.count()).where(*old).group_by(rows.c.destination)
         return Counter({row[0]: row[1] for row in await connection.execute(query)})
-
-    # Settings
-
-    async def settings(self) -> dict[str, str]:
-        """Return what this database records of itself."""
-        table = self.tables.settings
-        async with self.readers.connect() as connection:
-            return {row.name: row.value for row in await connection.execute(select(table))}
-
-    async def record(self, wanted: Mapping[str, str]) -> dict[str, str]:
-        """Record settings that are not there yet, and the slots; returns all settings as they stand."""
-        try:
-            return await self._record(wanted)
-        except IntegrityError:
-            # Another process started at the same moment; now its settings are there.
-            return await self._record(wanted)
-
-    async def _record(self, wanted: Mapping[str, str]) -> dict[str, str]:
-        table, slot = self.tables.settings, self.tables.slot
-        async with self.short.begin() as connection:
-            found = {row.name: row.value for row in await connection.execute(select(table))}
-            missing = [{"name": name, "value": value} for name, value in wanted.items() if name not in found]
-            if missing:
-                await connection.execute(insert(table), missing)
-            if int(found.get("slots", self.slots)) == self.slots:
-                present = set(await connection.scalars(select(slot.c.slot)))
-                absent = [{"slot": number} for number in self.dialect.slots(self) if number not in present]
-                if absent:
-                    await connection.execute(insert(slot), absent)
-        return {**wanted, **found}
 
 
 def _emitted(envelope: Envelope) -> datetime:

@@ -13,7 +13,9 @@ from cqrs import migrations
 from cqrs.codec import Envelope
 from cqrs.outbox import asyncpg_driver, locks, mysql
 from cqrs.outbox.database import connect, dialect_of
-from cqrs.outbox.store import Nothing, Store
+from cqrs.outbox.dialect import Nothing
+from cqrs.outbox.settings import record
+from cqrs.outbox.store import Store
 from tests.contract.store import (
     OTHER_LANES,
     OpenStore,
@@ -70,7 +72,7 @@ class ServerContract(StoreContract):
                 engine = self.engine(url)
                 stack.push_async_callback(engine.dispose)
                 store = Store(dialect_of(engine), engine, engine, slots=slots)
-                await store.record({"slots": str(slots)})
+                await record(store, {"slots": str(slots)})
                 return store
 
             yield open_store
@@ -188,7 +190,7 @@ class TestAsyncmy(ServerContract):
         async with store.writers.begin() as connection:
             await connection.execute(delete(store.tables.slot))
         assert await relays(store).lane("one").claim(view(), 100) is Nothing.IDLE
-        await store.record({})
+        await record(store, {})
         assert numbers(await claim(store)) == [1]
 
 

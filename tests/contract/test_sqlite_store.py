@@ -9,8 +9,10 @@ from sqlalchemy import create_engine, make_url
 
 from cqrs import migrations
 from cqrs.outbox import sqlite
+from cqrs.outbox.dialect import Claim
 from cqrs.outbox.rows import Counts
-from cqrs.outbox.store import Claim, Store
+from cqrs.outbox.settings import record
+from cqrs.outbox.store import Store
 from tests.contract.store import (
     LEASE,
     NOTHING,
@@ -64,7 +66,7 @@ class TestSQLiteStore(StoreContract):
                 stack.push_async_callback(writers.dispose)
                 stack.push_async_callback(readers.dispose)
                 store = Store(sqlite.SQLite(), writers, readers, slots=slots)
-                await store.record({"slots": str(slots)})
+                await record(store, {"slots": str(slots)})
                 return store
 
             yield open_store

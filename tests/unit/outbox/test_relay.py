@@ -10,10 +10,10 @@ import pytest
 from cqrs.codec import Envelope
 from cqrs.errors import DecodingError
 from cqrs.outbox import circuits
+from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher, Unavailable
 from cqrs.outbox.relay import Faults, Pace, Relay, describe
 from cqrs.outbox.rows import Claimed, Probe, Verdict, View
-from cqrs.outbox.store import Nothing
 from tests.unit.outbox.support import until
 
 QUIET = Pace(idle=1000.0, lease=1000.0, grace=10.0)
