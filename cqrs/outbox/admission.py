@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+from itertools import groupby
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, null, select
 
 from cqrs.outbox.parked import chunks, held_back
+from cqrs.outbox.rows import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from cqrs.outbox.rows import Claimed, Lane, Verdict
+    from cqrs.outbox.rows import Claimed, Lane
     from cqrs.outbox.store import Store
+
+log = logging.getLogger(__name__)
+
+SHORT = 256 * 1024
+"""How many bytes of a body every database takes."""
 
 Place = tuple[str, str]
 """A destination and a topic: what the index over parked rows begins with."""
@@ -44,15 +53,29 @@ class Admission:
         async with self._store.short.begin() as connection:
             await self._store.dialect.hold(connection, self._store, sorted({row.slot for row in rows}))
             parked, known = await self._parked_among(connection, rows)
+            longest = await self._longest_body(connection, rows)
             for verdict in failed:
                 if _identity(verdict.row) not in known:
-                    await self._insert(connection, [verdict.row], self._ending(verdict, parked))
-                    if verdict.row.lane[2] is not None and (verdict.wait is not None or verdict.blocks):
-                        parked.add(verdict.row.lane)
+                    kept = (
+                        verdict if _fits(verdict.row, longest) else _without_body(verdict.row, longest, verdict.error)
+                    )
+                    await self._insert(connection, [kept.row], self._ending(kept, parked))
+                    if kept.row.lane[2] is not None and (kept.wait is not None or kept.blocks):
+                        parked.add(kept.row.lane)
             behind = [row for row in held if row.lane in parked and _identity(row) not in known]
-            if behind:
-                await self._insert(connection, behind, held_back())
+            for fits, some in groupby(behind, lambda row: _fits(row, longest)):
+                if fits:
+                    await self._insert(connection, list(some), held_back())
+                else:
+                    for lost in (_without_body(row, longest) for row in some):
+                        await self._insert(connection, [lost.row], self._ending(lost, parked))
         return [row for row in held if row.lane not in parked]
+
+    async def _longest_body(self, connection: AsyncConnection, rows: Iterable[Claimed]) -> float:
+        """Return how many bytes of a body the database takes; it is not asked where all are short."""
+        if all(len(row.envelope.payload) <= SHORT for row in rows):
+            return inf
+        return await self._store.dialect.longest_body(connection)
 
     def _ending(self, verdict: Verdict, parked: Collection[Lane]) -> dict[str, Any]:
         ending = self._store.parked.ending(verdict)
@@ -83,6 +106,20 @@ class Admission:
                 ids = await connection.scalars(select(table.c.event_id).where(*place, *wanted))
                 known.update((destination, event_id) for event_id in ids)
         return lanes, known
+
+
+def _fits(row: Claimed, longest: float) -> bool:
+    return len(row.envelope.payload) <= longest
+
+
+def _without_body(row: Claimed, longest: float, error: str = "") -> Verdict:
+    """Return the verdict on a row that cannot be kept as it is: dead, or it would be tried again for ever."""
+    reason = (
+        f"Its body of {len(row.envelope.payload):,} bytes is not kept here, since the database takes {longest:,.0f} at "
+        "most: raise max_allowed_packet, and have it sent again.\n"
+    )
+    log.error("%s %s to %s: %s", row.envelope.type, row.envelope.message_id, row.envelope.destination, reason.strip())
+    return Verdict(row._replace(envelope=row.envelope._replace(payload=b"")), reason + error, None, blocks=True)
 
 
 def _identity(row: Claimed) -> tuple[str, str]:

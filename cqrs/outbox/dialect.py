@@ -126,6 +126,10 @@ class Dialect(Protocol):
         """Raise `SchemaError` where somebody changed what the dialect relies on."""
         ...
 
+    async def longest_body(self, connection: AsyncConnection) -> float:
+        """Return how many bytes of a body a statement may carry."""
+        ...
+
     def migrating(self, connection: AsyncConnection) -> AbstractAsyncContextManager[None]:
         """Wait until nobody else migrates this database, and keep all from it meanwhile."""
         ...

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import text
@@ -54,6 +55,10 @@ class Server:
     def run(self, connection: Connection, statement: str, parameters: Any) -> int:
         """Run a compiled statement; returns how many rows it touched."""
         return int(connection.exec_driver_sql(statement, parameters, COUNTED).rowcount)
+
+    async def longest_body(self, connection: AsyncConnection) -> float:  # noqa: ARG002 - the port's
+        """Return how many bytes of a body a statement may carry."""
+        return inf
 
     def begin(self, connection: Connection) -> None:
         """Need nothing: to begin waits for nobody."""

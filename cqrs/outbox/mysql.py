@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from cqrs.outbox.store import Store
 
+BESIDE_BODY = 64 * 1024
+"""How many bytes a statement has beside its row's body, at most."""
 KEY_ROWS = 1024
 """How many rows of the slot table, below 0, serialise the writers of keys."""
 MOST_PARKED = 1000
@@ -43,6 +45,11 @@ class MySQL(Server):
     def taking(self, inbox: Table) -> Insert:
         """Return what writes inbox rows unless they are there."""
         return insert(inbox).prefix_with("IGNORE")
+
+    async def longest_body(self, connection: AsyncConnection) -> float:
+        """Return how many bytes of a body a statement may carry: its text has up to two for each."""
+        packet = int(await connection.scalar(text("SELECT @@max_allowed_packet")) or 0)
+        return (packet - BESIDE_BODY) // 2
 
     async def check(self, store: Store) -> None:
         """Rely on nothing that could be changed."""

@@ -10,25 +10,23 @@ import logging
 import os
 import random
 import socket
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from cqrs.codec import BROKER
-from cqrs.errors import DecodingError
 from cqrs.outbox.circuits import Circuits
 from cqrs.outbox.dialect import Nothing
-from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher
+from cqrs.outbox.handover import Handover
+from cqrs.outbox.publisher import Fate, Outcome, Publisher
+from cqrs.outbox.troubles import Troubles
 from cqrs.outbox.verdicts import Judge
 from cqrs.outbox.waiting import came
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
-    from cqrs.codec import Envelope
     from cqrs.outbox.dialect import Claim, Lane
     from cqrs.outbox.rows import Claimed, Probe, Verdict
     from cqrs.outbox.store import Store
@@ -77,13 +75,13 @@ class Relay:
         pace: Pace = Pace(),
     ) -> None:
         self.owner = f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid4().hex[:8]}"
-        self._publishers = publishers
         self._destinations = sorted(publishers)
         self._judge = Judge(end)
         self._pace = pace
         self._stopping = False
         self._circuits = Circuits(skipping)
-        self._faults = Faults()
+        self._handover = Handover(publishers, self._circuits, pace.lease)
+        self._troubles = Troubles()
         self._outbox = [store.lane(f"{self.owner}/{number}", pace.lease) for number in range(pace.lanes)]
         self._parked = store.lane(f"{self.owner}/parked", pace.lease)
         self._trials = store.lane(f"{self.owner}/trials", pace.lease)
@@ -193,7 +191,9 @@ class Relay:
         faults: list[BaseException] = []
         try:
             async with self._keeping(claim):
-                outcomes = await self._publish(rows, faults)
+                outcomes = await self._handover.publish(rows, faults)
+                if self._circuits.pause is not None:
+                    self._awake["trials"].set()
         finally:
             done, failed, returned = self._sort(rows, outcomes)
             await claim.settle(done, failed, returned)
@@ -201,43 +201,6 @@ class Relay:
         if faults:
             raise faults[0]
         return bool(done or failed)
-
-    async def _publish(self, rows: Sequence[Claimed], faults: list[BaseException]) -> list[Outcome]:
-        """Publish side by side what goes to different publishers; what one raises, against its word, is a fault."""
-        shares = self._shares(rows)
-        published = await asyncio.gather(
-            *(self._hand_over(publisher, envelopes) for publisher, _, envelopes in shares),
-            return_exceptions=True,
-        )
-        outcomes: list[Outcome] = [Fate.NOT_SENT] * len(rows)
-        for (_, places, envelopes), result in zip(shares, published, strict=True):
-            told: Sequence[Outcome]
-            if isinstance(result, BaseException):
-                faults.append(result)
-                told = [_blame(envelope) for envelope in envelopes]
-            else:
-                told = result
-                self._circuits.learn(envelopes, told)
-            for place, outcome in zip(places, told, strict=True):
-                outcomes[place] = outcome
-        if self._circuits.pause is not None:
-            self._awake["trials"].set()
-        return outcomes
-
-    def _shares(self, rows: Sequence[Claimed]) -> list[tuple[Publisher, list[int], list[Envelope]]]:
-        """Return what goes to each publisher, and where it stands among the rows."""
-        envelopes = [row.envelope for row in rows]
-        return [
-            (publisher, places, [envelopes[place] for place in places])
-            for publisher, destinations in _served(self._publishers)
-            if (places := [place for place, each in enumerate(envelopes) if each.destination in destinations])
-        ]
-
-    async def _hand_over(self, publisher: Publisher, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
-        """Publish; a broker's publisher that does not answer within the lease is given up."""
-        to_broker = publisher is self._publishers.get(BROKER)
-        async with asyncio.timeout(self._pace.lease if to_broker else None):
-            return await publisher.publish(envelopes)
 
     def _sort(
         self, rows: Sequence[Claimed], outcomes: Sequence[Outcome]
@@ -291,13 +254,13 @@ class Relay:
             awake.clear()
             try:
                 worked = await work()
-                self._faults.end(name)
+                self._troubles.end(name)
                 if not worked and not self._stopping:
                     await awake.wait()
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
                     raise
-                faults = self._faults.add(name, error)
+                faults = self._troubles.add(name, error)
                 await came(awake, min(5.0, 0.1 * 2 ** min(faults, 6)))
 
     async def _look(self) -> bool:
@@ -325,59 +288,5 @@ def _is_being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _served(publishers: Mapping[str, Publisher]) -> list[tuple[Publisher, set[str]]]:
-    """Return each publisher with all of its destinations."""
-    found: dict[int, tuple[Publisher, set[str]]] = {}
-    for destination, publisher in publishers.items():
-        found.setdefault(id(publisher), (publisher, set()))[1].add(destination)
-    return list(found.values())
-
-
-def _blame(envelope: Envelope) -> Outcome:
-    """Return what becomes of an envelope over which a publisher stumbled: it is to blame if it cannot be read."""
-    try:
-        envelope.wire_headers  # noqa: B018 - reading is the question
-    except DecodingError as fault:
-        return Failed(fault, final=True)
-    return Fate.NOT_SENT
-
-
 def _bound(work: Callable[[Lane], Awaitable[bool]], lane: Lane) -> Callable[[], Awaitable[bool]]:
     return lambda: work(lane)
-
-
-class Faults:
-    """What is wrong with which lane: one line when something begins to be, and one when nothing is any more."""
-
-    def __init__(self) -> None:
-        self._current: dict[str, BaseException] = {}
-        self._told: set[str] = set()
-        self._counts: Counter[str] = Counter()
-
-    def add(self, lane: str, error: BaseException) -> int:
-        """Note a fault; returns how many this lane has had in a row."""
-        self._current[lane] = error
-        self._counts[lane] += 1
-        if not self._told:
-            self._tell(lane)
-        return self._counts[lane]
-
-    def end(self, lane: str) -> None:
-        """Note that a lane works; others may not yet."""
-        if self._current.pop(lane, None) is None:
-            return
-        self._told.discard(lane)
-        if not self._current:
-            log.warning("The relay works again after %d faults.", self._counts.total())
-            self._counts.clear()
-        elif not self._told:
-            self._tell(next(iter(self._current)))
-
-    def _tell(self, lane: str) -> None:
-        log.error("The relay's lane '%s' has a fault and goes on trying: %s", lane, self._current[lane])
-        self._told.add(lane)
-
-
-def describe(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:
-    """Return a line for each (event id, type, destination, state)."""
-    return [f"- {kind} {event_id} to {destination}: {state}" for event_id, kind, destination, state in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import AbstractAsyncContextManager, nullcontext
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, event, func, insert, literal
@@ -90,6 +91,10 @@ class SQLite:
         return execute(connection, statement, *parameters)
 
     begin_with = run
+
+    async def longest_body(self, connection: AsyncConnection) -> float:  # noqa: ARG002 - the port's
+        """Return how many bytes of a body a statement may carry."""
+        return inf
 
     def begin(self, connection: Connection) -> None:
         """Wait for the lock, which otherwise the first statement would do."""

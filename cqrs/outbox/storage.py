@@ -22,9 +22,10 @@ from cqrs.outbox.desk import Outbox
 from cqrs.outbox.faults import remember_faults
 from cqrs.outbox.group import Group, Member, Saved
 from cqrs.outbox.publisher import Pingable, Publisher
-from cqrs.outbox.relay import Pace, Relay, describe
+from cqrs.outbox.relay import Pace, Relay
 from cqrs.outbox.rows import DEAD
 from cqrs.outbox.settings import record
+from cqrs.outbox.survey import describe
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
 from cqrs.outbox.waiting import came
 from cqrs.registry import Kind

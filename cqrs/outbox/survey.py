@@ -133,3 +133,8 @@ def _headers(text: str) -> Mapping[str, str]:
 def in_utc(moment: datetime) -> datetime:
     """Return a time of the database's, which has a zone there or is in UTC."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def describe(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:
+    """Return a line for each (event id, type, destination, state)."""
+    return [f"- {kind} {event_id} to {destination}: {state}" for event_id, kind, destination, state in rows]

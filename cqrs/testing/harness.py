@@ -1,4 +1,4 @@
-"""The harness: an application made again on a temporary file, and relayed by the test itself, step by step.
+"""The harness: an application that is relayed by the test itself, step by step.
 
 No relay runs in the background. What is due is delivered while a test waits for it, and when nothing is due the clock
 is put forward to what is due next: so nothing sleeps, and whatever has not ended is known.
@@ -7,32 +7,24 @@ is put forward to what is due next: so nothing sleeps, and whatever has not ende
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from functools import partial
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from uuid_utils import uuid7
 
 from cqrs.codec import Envelope, headers_text, key_text, saved_headers
-from cqrs.composition import compose
 from cqrs.context import new_trace
 from cqrs.errors import MisuseError
 from cqrs.registry import Kind
 from cqrs.testing.errors import NotEnded
-from cqrs.testing.files import temporary
-from cqrs.testing.loop import Loop, save
-from cqrs.testing.overrides import overridden
+from cqrs.testing.loop import save
 from cqrs.testing.story import Attempt, How, Published, Story
-from cqrs.testing.substitute import standing_in
 from cqrs.testing.tree import tree
 
 if TYPE_CHECKING:
-    from sqlalchemy import MetaData
-    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+    from sqlalchemy.ext.asyncio import AsyncSession
 
-    from cqrs.checks import Wishes
     from cqrs.events import Event
     from cqrs.mediator import Mediator
     from cqrs.messages import Command, Query, Reply
@@ -98,7 +90,7 @@ class Harness:
 
         A SQLite file has one writer: leave it before the next `send`.
         """
-        storage = _storage(self.app)
+        storage = storage_of(self.app)
         if storage is None:
             raise MisuseError(f"Application '{self.app.name}' has no database, so there is no session.")
         from sqlalchemy.ext.asyncio import AsyncSession
@@ -191,7 +183,7 @@ class Harness:
 
     async def _relay(self, begun: int) -> None:
         """Deliver, retry, and put the clock forward, until nothing is left that could be delivered."""
-        storage = _storage(self.app)
+        storage = storage_of(self.app)
         if storage is None:
             return
         async with self._settling:
@@ -206,7 +198,7 @@ class Harness:
     async def _hand_in(self, event: Any, event_id: str | None, headers: Mapping[str, str]) -> None:
         plan = self.app.plan_of(type(event))
         route = plan.route(event) if plan.kind is Kind.EVENT else None
-        storage = _storage(self.app)
+        storage = storage_of(self.app)
         if route is None or plan.codec is None or storage is None:
             raise MisuseError(
                 f"{type(event).__qualname__} is no published event, so no broker delivers it. Send or emit it."
@@ -228,82 +220,8 @@ class Harness:
         )
 
 
-@asynccontextmanager
-async def harness(
-    app: Mediator,
-    *,
-    overrides: Mapping[type | str, object] | None = None,
-    tables: MetaData | None = None,
-    database: str | AsyncEngine | async_sessionmaker[AsyncSession] | None = None,
-    timeout: float = 10.0,
-    limit: int = 1000,
-) -> AsyncGenerator[Harness]:
-    """Open an application for a test: on a temporary SQLite file, without its broker, and without waiting for retries.
-
-    Everything else is the application's own: handlers, middlewares, retries, names. What it publishes comes back to
-    its own handlers, in order per key, and is kept in `published`. `overrides` are objects in place of what the
-    container provides, by type or by a provider's name. `tables` are created in the file. `database` is an empty
-    database of your own instead of the file. `timeout` (seconds) and `limit` (attempts of handlers) bound each call.
-
-    Meanwhile `app` itself stands for the application under test, so that code which holds it works, too.
-    """
-    blueprint = app.blueprint
-    if blueprint is None or app.is_open:
-        raise MisuseError(
-            f"Application '{app.name}' is open already. The harness opens it by itself: leave `async with app` first."
-        )
-    story, loop = Story(), Loop()
-    async with AsyncExitStack() as stack:
-        container = stack.enter_context(overridden(blueprint.container, overrides or {}))
-        if database is None and blueprint.wishes.database is not None:
-            database = await stack.enter_async_context(temporary(blueprint.wishes))
-        made = compose(
-            replace(
-                blueprint,
-                wishes=_wishes(blueprint.wishes, database, loop),
-                found=story.listening(blueprint.found),
-                container=container,
-                middlewares=(*blueprint.middlewares, story.transaction),
-            )
-        )
-        made.heard = story.emitted
-        storage = _storage(made)
-        t = Harness(made, story, timeout=timeout, limit=limit)
-        if storage is not None:
-            loop.app, loop.storage = made, storage
-            made.intake = None  # the loop hands back by itself
-            storage.committed = story.committed
-            storage.drain = partial(_drain, t, storage.drain)  # type: ignore[method-assign]  # nobody else relays
-        async with made:
-            if storage is not None and tables is not None:
-                async with storage.store.writers.begin() as connection:
-                    await connection.run_sync(tables.create_all)
-            with standing_in(app, made):
-                yield t
-
-
-async def _drain(t: Harness, drain: Callable[[float], Awaitable[None]], timeout: float) -> None:
-    await t.settle()
-    await drain(timeout)
-
-
-def _wishes(wishes: Wishes, database: Any, loop: Loop) -> Wishes:
-    """Return what the application was asked for, without what belongs to its servers."""
-    if wishes.database is None:
-        return wishes
-    return replace(
-        wishes,
-        database=database,
-        broker=loop if wishes.publishes else None,
-        relay=False,
-        carrier="relay",
-        listen_url=None,
-        schema=None,
-        migrate=True,
-    )
-
-
-def _storage(app: Mediator) -> Storage | None:
+def storage_of(app: Mediator) -> Storage | None:
+    """Return where an application saves, if it has a database."""
     return cast("Storage | None", app.storage)
 
 

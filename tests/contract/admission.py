@@ -1,10 +1,12 @@
 """What every store must do with what a consumer parks; part of `store.StoreContract`."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
+import pytest
 from sqlalchemy import select
 
 from cqrs.codec import Envelope
+from cqrs.outbox import admission
 from cqrs.outbox.admission import Admission
 from cqrs.outbox.rows import Claimed, Verdict, View
 from cqrs.outbox.store import Store
@@ -33,6 +35,13 @@ def ids(rows: Sequence[Claimed]) -> list[str]:
     return [each.envelope.message_id for each in rows]
 
 
+def takes(longest: float) -> Callable[..., Awaitable[float]]:
+    async def longest_body(*_: object) -> float:
+        return longest
+
+    return longest_body
+
+
 class AdmissionContract:
     async def test_where_nothing_is_parked_everything_may_be_delivered(self, store: Store):
         free, held = await Admission(store, ()).look([row(1), row(2, None)])
@@ -42,6 +51,44 @@ class AdmissionContract:
         await Admission(store, ()).park([failure(row(1))], [])
         [letter] = await store.parked.find({}, 10)
         assert (letter.payload, letter.error, letter.attempts) == (b'{"n":1}', "it failed", 1)
+
+    async def test_a_body_that_the_database_does_not_take_is_left_out(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(admission, "SHORT", 4)
+        monkeypatch.setattr(store.dialect, "longest_body", takes(100))
+        large = row(2)._replace(envelope=row(2).envelope._replace(payload=b"x" * 101))
+        await Admission(store, ()).park([failure(row(1, "b")), failure(large)], [])
+        other, letter = await store.parked.find({}, 10)
+        assert (other.payload, other.error) == (b'{"n":1}', "it failed")
+        assert letter.payload == b""
+        assert letter.error is not None
+        assert letter.error.startswith("Its body of 101 bytes is not kept here, since the database takes 100 at most")
+        assert letter.error.endswith("it failed")
+        assert await parked(store) == [("m1", "waiting", True), ("m2", "dead", False)]
+
+    async def test_such_a_body_is_left_out_in_its_place_of_what_waits(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(admission, "SHORT", 4)
+        monkeypatch.setattr(store.dialect, "longest_body", takes(100))
+        large = row(3)._replace(envelope=row(3).envelope._replace(payload=b"x" * 101))
+        assert await Admission(store, ()).park([failure(row(1))], [row(2), large, row(4)]) == []
+        assert [(event, state) for event, state, _ in await parked(store)] == [
+            ("m1", "waiting"),
+            ("m2", "waiting"),
+            ("m3", "dead"),
+            ("m4", "waiting"),
+        ]
+
+    async def test_the_longest_body_is_parked(self, store: Store):
+        async with store.short.begin() as connection:
+            longest = await store.dialect.longest_body(connection)
+        body = b"'" * int(min(longest, 10_000_000))
+        claimed = row(1)._replace(envelope=row(1).envelope._replace(payload=body))
+        await Admission(store, ()).park([failure(claimed)], [])
+        [letter] = await store.parked.find({}, 10)
+        assert letter.payload == body
 
     async def test_what_follows_of_a_parked_key_has_to_wait_and_nothing_else(self, store: Store):
         admission = Admission(store, ())

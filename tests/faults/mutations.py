@@ -58,7 +58,7 @@ class Mutant:
 def _mutated(change: Change) -> Callable[[Storage], None]:
     def mutate(storage: Storage) -> None:
         relay = storage.relay
-        relay._publishers = {name: Mutant(inner, change) for name, inner in relay._publishers.items()}
+        relay._handover.publishers = {name: Mutant(inner, change) for name, inner in relay._handover.publishers.items()}
 
     return mutate
 

@@ -74,8 +74,8 @@ class Crashing:
 def arm(storage: Storage, crash: Crash) -> None:
     """Put the crash between the relay, its publishers and its lanes."""
     relay = storage.relay
-    wrapped = {id(inner): Crashing(inner, crash) for inner in relay._publishers.values()}
-    relay._publishers = {name: wrapped[id(inner)] for name, inner in relay._publishers.items()}
+    wrapped = {id(inner): Crashing(inner, crash) for inner in relay._handover.publishers.values()}
+    relay._handover.publishers = {name: wrapped[id(inner)] for name, inner in relay._handover.publishers.items()}
     for lane in relay._outbox:
         lane.claim = _claiming(lane.claim, crash)
 

@@ -1,7 +1,6 @@
 """From a command to its events' handlers, with everything that can be wrong on the way."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 import cqrs
-from tests.servers import scratch_database, server
 from tests.unit.outbox.support import run_sql, storage_of, until
 
-SERVERS = {"PostgreSQL": "POSTGRES_URL", "MariaDB": "MYSQL_URL"}
 AT_ONCE = cqrs.Retry(attempts=3, first=0.0)
 
 
@@ -33,14 +30,9 @@ class Noted(cqrs.Event):
     number: int = 0
 
 
-@pytest.fixture(params=["SQLite", *(pytest.param(name, marks=pytest.mark.services) for name in SERVERS)])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """The URL of a database that has no tables yet, of each kind."""
-    if request.param == "SQLite":
-        yield f"sqlite+aiosqlite:///{tmp_path / 'app.db'}"
-        return
-    async with scratch_database(server(SERVERS[request.param])) as url:
-        yield url
+@pytest.fixture
+def database(each_database: str) -> str:
+    return each_database
 
 
 @pytest.fixture

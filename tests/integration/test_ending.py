@@ -13,7 +13,6 @@ import cqrs
 from tests.servers import scratch_database, server
 from tests.unit.outbox.support import run_sql, storage_of
 
-SERVERS = {"PostgreSQL": "POSTGRES_URL", "MariaDB": "MYSQL_URL"}
 SAVED = "SELECT type FROM cqrs_outbox ORDER BY id"
 
 
@@ -28,13 +27,9 @@ class Written(cqrs.Event):
     note: str = ""
 
 
-@pytest.fixture(params=["SQLite", *(pytest.param(name, marks=pytest.mark.services) for name in SERVERS)])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    if request.param == "SQLite":
-        yield f"sqlite+aiosqlite:///{tmp_path / 'app.db'}"
-        return
-    async with scratch_database(server(SERVERS[request.param])) as url:
-        yield url
+@pytest.fixture
+def database(each_database: str) -> str:
+    return each_database
 
 
 @pytest.fixture

@@ -423,8 +423,8 @@ def test_the_relay_retries_handlers_of_published_events_whatever_carries_these(r
     async def receive(event: event) -> None: ...
 
     options = {"registry": registry, "database": "postgresql+asyncpg://nobody@nowhere/shop"}
-    assert [*cqrs.bootstrap(**options).storage.relay._publishers] == ["receive"]
-    assert [*cqrs.bootstrap(carrier="log", **options).storage.relay._publishers] == ["receive"]
+    assert [*cqrs.bootstrap(**options).storage.relay._handover.publishers] == ["receive"]
+    assert [*cqrs.bootstrap(carrier="log", **options).storage.relay._handover.publishers] == ["receive"]
 
 
 TEN_MISTAKES = """

@@ -98,7 +98,7 @@ class World:
         storage = self.storage(number)
         old = storage.relay
         storage.relay = Relay(
-            storage.store, old._publishers, end=old._judge._end, skipping=storage._skipping, pace=old._pace
+            storage.store, old._handover.publishers, end=old._judge._end, skipping=storage._skipping, pace=old._pace
         )
 
     async def kill_before_settling(self, number: int) -> None:

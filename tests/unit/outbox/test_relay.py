@@ -12,7 +12,7 @@ from cqrs.errors import DecodingError
 from cqrs.outbox import circuits
 from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher, Unavailable
-from cqrs.outbox.relay import Faults, Pace, Relay, describe
+from cqrs.outbox.relay import Pace, Relay
 from cqrs.outbox.rows import Claimed, Probe, Verdict, View
 from tests.unit.outbox.support import until
 
@@ -390,10 +390,6 @@ async def test_a_delivery_is_told_to_who_drains(store: FakeStore):
     assert relay.settled.is_set()
 
 
-def test_rows_are_described_by_type_id_destination_and_state():
-    assert describe([("event-1", "Happened", "handler", "dead")]) == ["- Happened event-1 to handler: dead"]
-
-
 # Lanes
 
 
@@ -638,24 +634,6 @@ async def test_a_fault_after_a_recovery_is_told_again(store: FakeStore, caplog: 
         await until(lambda: ([2], []) in store.settled)
     told = [found.getMessage() for found in caplog.records if found.levelno == logging.ERROR]
     assert [line.rpartition(": ")[2] for line in told] == ["first", "second"]
-
-
-def test_what_ails_several_lanes_is_told_once(caplog: pytest.LogCaptureFixture):
-    faults = Faults()
-    for lane in ("outbox", "look", "outbox"):
-        faults.add(lane, Lost("connection is closed"))
-    faults.end("outbox")
-    faults.end("look")
-    assert caplog.messages == [
-        "The relay's lane 'outbox' has a fault and goes on trying: connection is closed",
-        "The relay's lane 'look' has a fault and goes on trying: connection is closed",
-        "The relay works again after 3 faults.",
-    ]
-
-
-def test_a_lane_that_works_when_all_do_says_nothing(caplog: pytest.LogCaptureFixture):
-    Faults().end("outbox")
-    assert caplog.messages == []
 
 
 async def test_a_publisher_that_raises_does_not_end_its_lane(store: FakeStore):
