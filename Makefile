@@ -28,7 +28,7 @@ WITH_SERVERS = eval "$$($(PY) scripts/services env)";
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage check format docs pages bench faults model pythons clean
+.PHONY: help demo test coverage check format docs pages bench faults model pythons version clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -67,7 +67,10 @@ faults: $(VENV)/.dev ## kill, stop, cut and restart for MINUTES, then check that
 	$(PY) -m tests.faults --minutes $(MINUTES) $(ARGS)
 
 pythons: ## the unit tests under every supported Python; with servers and SQLAlchemy 2.0 the database tests, too
-	eval "$$(scripts/services env)"; scripts/pythons
+	eval "$$(scripts/services env)"; scripts/pythons $(ARGS)
+
+version: | $(PY)
+	@$(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 
 model: ## search the models of the relay with spin (ARGS=--deep: further, ARGS="--show MISTAKE")
 	scripts/model $(ARGS)

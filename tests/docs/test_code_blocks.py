@@ -56,7 +56,7 @@ COVERED_ELSEWHERE = {
     "make docs": "sets up an environment; .ci/run, section Documentation",
     "make bench": "takes minutes; nobody runs it but a person who wants the figures",
     "make bench ARGS=--quick": "sets up an environment; nobody runs it but a person who wants the figures",
-    "make pythons": "takes minutes; .ci/run, section Unit tests, every Python",
+    "make pythons": "takes minutes; .ci/run, section Unit tests, other Pythons",
 }
 
 # Documents with blocks that want a database server, by the variable that names it; they find it as DATABASE_URL.

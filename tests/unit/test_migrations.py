@@ -333,6 +333,7 @@ def test_the_url_of_the_command_line_goes_before_that_of_the_environment(
     assert not (tmp_path / "other.db").exists()
 
 
+@pytest.mark.slow
 def test_the_program_alembic_upgrades_checks_and_downgrades_in_the_checkout(path: Path):
     def run(*arguments: str) -> str:
         program = [sys.executable, "-W", "error", "-m", "alembic", "-x", f"url=sqlite+aiosqlite:///{path}", *arguments]

@@ -33,6 +33,7 @@ async def test_missing(cqrs_harness):
 """
 
 
+@pytest.mark.slow
 def test_a_failed_test_shows_its_story_once(pytester: pytest.Pytester):
     pytester.makepyfile(TESTS)
     # Blocked by its name and loaded by its module: whether it is installed makes no difference.

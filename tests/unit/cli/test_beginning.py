@@ -11,7 +11,7 @@ from tests.unit.cli.support import run, run_json
 ROOT = Path(cqrs.__file__).parents[1]
 
 
-@pytest.mark.parametrize("kind", ["worker", "fastapi"])
+@pytest.mark.parametrize("kind", ["worker", pytest.param("fastapi", marks=pytest.mark.slow)])
 def test_a_project_passes_its_own_tests(tmp_path: Path, kind: str):
     folder = tmp_path / "my-shop"
     found = run_json("init", folder, "--kind", kind)

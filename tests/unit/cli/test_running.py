@@ -102,7 +102,7 @@ def emit(folder: Path, name: str, *skus: str) -> None:
     subprocess.run([sys.executable, "-c", program, *skus], cwd=folder, env=environment(), check=True, timeout=30)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_it_relays_what_others_saved_until_a_signal(start: Start, name: str, tmp_path: Path, number: int):
     emit(tmp_path, name, "tea")
     process = start(f"{name}.main:app")
@@ -128,6 +128,7 @@ async def pack(event: OrderPlaced) -> None:
 """
 
 
+@pytest.mark.slow
 def test_what_is_in_flight_finishes_within_the_grace_period(
     start: Start, package: WritePackage, database: str, tmp_path: Path
 ):
@@ -139,6 +140,7 @@ def test_what_is_in_flight_finishes_within_the_grace_period(
     process.wait_for("packed")
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once(start: Start, package: WritePackage, database: str, tmp_path: Path):
     name = package(shop(database, "relay=False, grace=60.0") | {"slow.py": SLOW.format(seconds=60)})
     emit(tmp_path, name, "tea")
@@ -155,6 +157,7 @@ def test_without_the_relay_and_without_a_broker_there_is_nothing_to_run(name: st
     )
 
 
+@pytest.mark.slow
 def test_it_starts_again_when_a_file_changes(start: Start, name: str, tmp_path: Path):
     process = start(f"{name}.main:app", "--reload")
     process.wait_for("'shop' relays as process")

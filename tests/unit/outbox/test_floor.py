@@ -128,7 +128,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", module.PATIENCE)
 
 
-TestFloorModel = FloorModel.TestCase
+TestFloorModel = pytest.mark.slow(FloorModel.TestCase)
 TestFloorModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
