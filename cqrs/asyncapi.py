@@ -11,7 +11,7 @@ from cqrs.signature import path_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cqrs.describe import Application, Message
+    from cqrs.description import Application, Message
     from cqrs.mediator import Mediator
     from cqrs.plan import Plan
 

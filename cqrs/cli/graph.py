@@ -12,7 +12,7 @@ from cqrs.cli.locate import takes_application
 from cqrs.cli.output import show_json, takes_json
 
 if TYPE_CHECKING:
-    from cqrs.describe import Application, Message
+    from cqrs.description import Application, Message
     from cqrs.mediator import Mediator
 
 SHAPES = {

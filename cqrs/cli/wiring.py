@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cqrs.describe import Application, Handler, Message, Policy
+    from cqrs.description import Application, Handler, Message, Policy
     from cqrs.mediator import Mediator
 
 

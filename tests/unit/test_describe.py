@@ -4,7 +4,8 @@ import pytest
 from dependency_injector import containers, providers
 
 import cqrs
-from cqrs.describe import Application, Handler, Message, describe
+from cqrs.describe import describe
+from cqrs.description import Application, Handler, Message
 from cqrs.mediator import Mediator
 from tests.unit.support import name, place
 
