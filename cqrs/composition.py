@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from cqrs.outbox.relay import Pace
     from cqrs.outbox.storage import Storage
     from cqrs.outbox.store import Store
+
+log = logging.getLogger(__name__)
 
 
 def compose(blueprint: Blueprint) -> Mediator:
@@ -225,7 +228,10 @@ class Intake:
 
     def open(self) -> AbstractAsyncContextManager[Consumer]:
         """Feed a consumer from the application's broker."""
+        consumer, name = self.consumer(), self.ground.app.name
+        if not consumer.reader.plans:
+            log.info("'%s' handles no published event, so it consumes nothing.", name)
+            return nullcontext(consumer)
         from cqrs.integrations.faststream import consumption
 
-        name, grace = self.ground.app.name, self.ground.pace.grace
-        return consumption(self.publisher, self.consumer(), name=name, grace=grace)
+        return consumption(self.publisher, consumer, name=name, grace=self.ground.pace.grace)

@@ -53,6 +53,10 @@ class Program(click.Group):
             raise Unusable(str(error)) from None
         except CqrsError as error:
             raise Failure(str(error)) from None
+        except ModuleNotFoundError as error:
+            if "cqrs-toolkit[" not in str(error):  # else it names the extra that is missing
+                raise
+            raise Failure(str(error)) from None
         except Exception as error:
             if not _is_of_a_database(error):
                 raise

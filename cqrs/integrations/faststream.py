@@ -53,10 +53,6 @@ def mount(app: Mediator, broker: Any) -> None:
 @asynccontextmanager
 async def consumption(publisher: Publisher, consumer: Consumer, *, name: str, grace: float) -> AsyncGenerator[Consumer]:
     """Subscribe, start as soon as the broker can be reached, and stop in an order that keeps keys in order."""
-    if not consumer.reader.plans:
-        log.info("'%s' handles no published event, so it consumes nothing.", name)
-        yield consumer
-        return
     broker, ours = _broker_of(publisher)
     subscribers = subscribe(broker, consumer, name, grace=grace)
     consumer.fault = "the broker has not been reached yet"

@@ -173,6 +173,40 @@ def test_neither_role_is_a_wrong_usage(name: str):
     assert "With neither --relay nor --consume there is nothing to run." in error
 
 
+BROKEN = """
+import cqrs
+
+
+@cqrs.integration_event(topic="orders")
+class OrderPlaced(cqrs.Event):
+    pass
+
+
+%s
+
+app = cqrs.bootstrap(name="shop", database="sqlite+aiosqlite:///%s/app.db", broker="kafka://127.0.0.1:1", grace=0.1)
+"""
+HANDLER = """
+@cqrs.event_handler
+async def bill(event: OrderPlaced) -> None: ...
+"""
+
+
+def test_without_faststream_a_sentence_says_what_to_install(
+    package: WritePackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for module in ("cqrs.integrations.faststream", "cqrs.integrations.subscribing"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    for module in ("cqrs.integrations.from_kafka", "cqrs.integrations.from_rabbitmq"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "faststream", None)
+    name = package({"main.py": BROKEN % (HANDLER, tmp_path)})
+    error = run("run", f"{name}.main:app", code=1).stderr
+    assert error.endswith(
+        "Error: Consuming needs the package faststream. Run: pip install 'cqrs-toolkit[faststream]'\n"
+    )
+
+
 def test_an_application_without_a_database_has_nothing_to_run(package: WritePackage):
     name = package({"main.py": "import cqrs\n\napp = cqrs.bootstrap(registry=cqrs.Registry(), name='shop')\n"})
     assert run("run", f"{name}.main:app", code=1).stderr == (
