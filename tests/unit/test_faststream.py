@@ -1,5 +1,6 @@
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,6 +134,16 @@ async def test_without_a_broker_there_is_nothing_to_consume(registry: cqrs.Regis
     app = cqrs.bootstrap(registry=registry, name="shop", database=database)
     async with app, app.consuming():
         assert app.consumer is None
+
+
+async def test_an_application_that_handles_nothing_published_consumes_without_faststream(
+    registry: cqrs.Registry, database: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "cqrs.integrations.faststream", None)
+    app = cqrs.bootstrap(registry=registry, name="shop", database=database, broker=RecordingPublisher())
+    async with app, app.consuming():
+        assert app.consumer is not None
+        assert app.consumer.fault is None
 
 
 @pytest.mark.parametrize("url", ["kafka://127.0.0.1:1", "amqp://127.0.0.1:1/"])
