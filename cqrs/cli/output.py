@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
@@ -36,9 +37,10 @@ def show_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows under titles, in columns. By hand: a table of a library's takes a thousand rows a second to draw."""
     cells = [titles, *(["" if cell is None else str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for number, row in enumerate(cells):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        click.echo(line if number else click.style(line, bold=True))
+    first, *others = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+    click.echo("\n".join([click.style(first, bold=True), *others]))
 
 
 def show_facts(facts: Iterable[tuple[str, object]]) -> None:
@@ -54,10 +56,7 @@ def show_facts(facts: Iterable[tuple[str, object]]) -> None:
 
 def near(place: str) -> str:
     """Return a file, and its line, as it is found from the current folder."""
-    try:
-        return str(Path(place).relative_to(Path.cwd()))
-    except ValueError:
-        return place
+    return place.removeprefix(f"{Path.cwd()}{os.sep}")
 
 
 def count(number: int, thing: str) -> str:
