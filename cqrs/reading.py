@@ -86,7 +86,7 @@ class Reader:
         if found.name and found.name not in plans:
             self._tell_ignored(received.topic, found.name)
             return []
-        key = fitting_key(received.key)
+        key = fitting_key(found.headers.get("ce_partitionkey") if received.key is None else received.key)
         return [
             Arrival(_envelope(received.topic, key, found, handler.name), found.fault)
             for plan in ([plans[found.name]] if found.name else plans.values())
@@ -149,7 +149,7 @@ def _read_structured(received: Received) -> _Found:
     missing = [name for name in ("id", "type", "data") if event.get(name) in (None, "")]
     if missing:
         raise DecodingError(f"The body is no CloudEvent of {STRUCTURED}: it has no '{missing[0]}'.")
-    attributes = {f"ce_{name}": str(value) for name, value in event.items() if name != "data"}
+    attributes = {f"ce_{name}": str(value) for name, value in event.items() if name != "data" and value is not None}
     return _Found(str(event["type"]), str(event["id"]), {**received.headers, **attributes}, to_json(event["data"]))
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from cqrs.codec import Envelope
 from cqrs.context import Trace
 from cqrs.errors import DecodingError
-from cqrs.outbox.group import is_transient
+from cqrs.outbox.faults import is_transient
 from cqrs.outbox.publisher import Failed, Fate, Outcome
+from cqrs.outbox.waiting import is_being_cancelled
 
 if TYPE_CHECKING:
     from cqrs.mediator import Mediator
@@ -111,7 +112,7 @@ class Local:
             try:
                 await self._deliver_group(envelopes, end)
             except asyncio.CancelledError:
-                if _is_being_cancelled():
+                if is_being_cancelled():
                     raise
                 return False
             except Exception as error:  # noqa: BLE001 - each is delivered by itself afterwards, and tells then
@@ -147,7 +148,7 @@ class Local:
         except TimeoutError as error:
             return Fate.OVERDUE if left < own and monotonic() >= end else Failed(error)
         except asyncio.CancelledError as error:
-            if _is_being_cancelled():
+            if is_being_cancelled():
                 raise
             return Failed(error)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the outcome
@@ -208,12 +209,6 @@ class _Work:
             self._outcomes[index] = await self._local.deliver(envelope, self._end)
             if self._outcomes[index] is not Fate.DELIVERED:
                 self._stuck.add(envelope.lane)
-
-
-def _is_being_cancelled() -> bool:
-    """Whether the relay stops this task, rather than something within the handler that was cancelled."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _trace(envelope: Envelope) -> Trace:

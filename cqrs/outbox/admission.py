@@ -57,7 +57,9 @@ class Admission:
             for verdict in failed:
                 if _identity(verdict.row) not in known:
                     kept = (
-                        verdict if _fits(verdict.row, longest) else _without_body(verdict.row, longest, verdict.error)
+                        verdict
+                        if _fits(verdict.row, longest)
+                        else self._without_body(verdict.row, longest, verdict.error)
                     )
                     await self._insert(connection, [kept.row], self._ending(kept, parked))
                     if kept.row.lane[2] is not None and (kept.wait is not None or kept.blocks):
@@ -67,9 +69,20 @@ class Admission:
                 if fits:
                     await self._insert(connection, list(some), held_back())
                 else:
-                    for lost in (_without_body(row, longest) for row in some):
+                    for lost in (self._without_body(row, longest) for row in some):
                         await self._insert(connection, [lost.row], self._ending(lost, parked))
         return [row for row in held if row.lane not in parked]
+
+    def _without_body(self, row: Claimed, longest: float, error: str = "") -> Verdict:
+        """Return the verdict on a row that cannot be kept as it is: dead, or it would be tried again for ever."""
+        envelope = row.envelope
+        reason = (
+            f"Its body of {len(envelope.payload):,} bytes is not kept here, since the database takes {longest:,.0f} at "
+            "most: raise max_allowed_packet, and have it sent again.\n"
+        )
+        log.error("%s %s to %s: %s", envelope.type, envelope.message_id, envelope.destination, reason.strip())
+        blocks = envelope.destination not in self._skipping
+        return Verdict(row._replace(envelope=envelope._replace(payload=b"")), reason + error, None, blocks)
 
     async def _longest_body(self, connection: AsyncConnection, rows: Iterable[Claimed]) -> float:
         """Return how many bytes of a body the database takes; it is not asked where all are short."""
@@ -110,16 +123,6 @@ class Admission:
 
 def _fits(row: Claimed, longest: float) -> bool:
     return len(row.envelope.payload) <= longest
-
-
-def _without_body(row: Claimed, longest: float, error: str = "") -> Verdict:
-    """Return the verdict on a row that cannot be kept as it is: dead, or it would be tried again for ever."""
-    reason = (
-        f"Its body of {len(row.envelope.payload):,} bytes is not kept here, since the database takes {longest:,.0f} at "
-        "most: raise max_allowed_packet, and have it sent again.\n"
-    )
-    log.error("%s %s to %s: %s", row.envelope.type, row.envelope.message_id, row.envelope.destination, reason.strip())
-    return Verdict(row._replace(envelope=row.envelope._replace(payload=b"")), reason + error, None, blocks=True)
 
 
 def _identity(row: Claimed) -> tuple[str, str]:

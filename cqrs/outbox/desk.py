@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
+from sqlalchemy.exc import DBAPIError
+
+from cqrs.outbox.faults import is_transient
 from cqrs.outbox.parked import chunks
 from cqrs.outbox.rows import DEAD, Counts
 from cqrs.outbox.survey import Survey, in_utc
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from cqrs.outbox.store import Store
     from cqrs.outbox.survey import Backlog, Saved
 
+
+TRIES = 5
 
 State = Literal["ready", "waiting", "dead", "scheduled"]
 
@@ -93,9 +98,19 @@ class Outbox:
         acted = 0
         for some in chunks(await self._store.parked.numbers(_dead(which))):
             # In parts: each holds the slots of its rows.
-            acted += await act(some)
+            acted += await _again(lambda: act(some), TRIES)  # noqa: B023 - it has run when the next part comes
             self._changed()
         return acted
+
+
+async def _again(act: Callable[[], Awaitable[int]], tries: int) -> int:
+    """Return what a transaction returns, which is tried again after a deadlock: a relay was in the way."""
+    try:
+        return await act()
+    except DBAPIError as error:
+        if tries == 1 or not is_transient(error):
+            raise
+    return await _again(act, tries - 1)
 
 
 def _conditions(which: Which) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Errors that a handler caught although the database ended the transaction with them: COMMIT would not tell.
+"""What an error of the database means for its transaction: that the same may pass again, or that nothing is left of it.
+
+A handler may catch an error with which the database ended the transaction, and COMMIT would not tell.
 
 PostgreSQL answers the COMMIT of a transaction in which a statement failed with a rollback, and no driver says so.
 MySQL rolls back a deadlock's victim, and what follows is a transaction that lacks what came before.
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 FAULT = "cqrs_fault"
 """Where a connection's `info` holds the last error of its transaction."""
 MYSQL_DEADLOCK = 1213
+TRANSIENT = frozenset({"40001", "40P01", "1205", "1213"})
+"""A serialisation failure or a deadlock, by SQLSTATE or by MySQL's number: the same again may pass."""
 
 
 def remember_faults(engine: AsyncEngine) -> None:
@@ -55,6 +59,16 @@ def check_fault(connection: Connection) -> None:
         connection.execute(text("SELECT 1"))
     except DBAPIError:
         raise TransactionMisuse(_advice(fault)) from fault
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the database ended this transaction for the sake of another one."""
+    if not isinstance(error, DBAPIError):
+        return False
+    original = error.orig
+    codes = {getattr(original, name, None) for name in ("sqlstate", "pgcode")}
+    arguments = getattr(original, "args", ())
+    return bool(TRANSIENT & {*(str(code) for code in codes), *(str(argument) for argument in arguments[:1])})
 
 
 def _advice(fault: BaseException) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
 
-from sqlalchemy.exc import DBAPIError
-
 from cqrs.codec import Envelope
 from cqrs.errors import TransactionMisuse
 from cqrs.outbox.transaction import AlreadyTaken, Transaction, shielded
@@ -19,9 +17,6 @@ if TYPE_CHECKING:
 
     from cqrs.outbox.store import Store
     from cqrs.signature import Handler
-
-TRANSIENT = frozenset({"40001", "40P01", "1205", "1213"})
-"""A serialisation failure or a deadlock, by SQLSTATE or by MySQL's number: the same again may pass."""
 
 Saved = Callable[[Sequence[Envelope]], None]
 """Is told of rows that were committed."""
@@ -105,13 +100,3 @@ class Member(Transaction):
         if self._session is not None:
             session, self._session = self._session, None
             session.sync_session.close()
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the database ended this transaction for the sake of another one."""
-    if not isinstance(error, DBAPIError):
-        return False
-    original = error.orig
-    codes = {getattr(original, name, None) for name in ("sqlstate", "pgcode")}
-    arguments = getattr(original, "args", ())
-    return bool(TRANSIENT & {*(str(code) for code in codes), *(str(argument) for argument in arguments[:1])})

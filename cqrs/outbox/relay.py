@@ -22,7 +22,7 @@ from cqrs.outbox.handover import Handover
 from cqrs.outbox.publisher import Fate, Outcome, Publisher
 from cqrs.outbox.troubles import Troubles
 from cqrs.outbox.verdicts import Judge
-from cqrs.outbox.waiting import came
+from cqrs.outbox.waiting import came, is_being_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
@@ -258,7 +258,7 @@ class Relay:
                 if not worked and not self._stopping:
                     await awake.wait()
             except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
+                if isinstance(error, asyncio.CancelledError) and is_being_cancelled():
                     raise
                 faults = self._troubles.add(name, error)
                 await came(awake, min(5.0, 0.1 * 2 ** min(faults, 6)))
@@ -280,12 +280,6 @@ class Relay:
             pause = self._pace.idle
         await came(self._awake["look"], pause)
         return True
-
-
-def _is_being_cancelled() -> bool:
-    """Whether somebody stops this task, rather than something that it waited for was cancelled."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _bound(work: Callable[[Lane], Awaitable[bool]], lane: Lane) -> Callable[[], Awaitable[bool]]:

@@ -1,4 +1,4 @@
-"""Waiting for an event, but not for ever."""
+"""Waiting for an event, but not for ever, and knowing what ended it."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ async def came(event: asyncio.Event, seconds: float) -> bool:
         async with asyncio.timeout(seconds):
             await event.wait()
     return event.is_set()
+
+
+def is_being_cancelled() -> bool:
+    """Whether somebody stops this task, rather than something that it waited for was cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -81,6 +81,15 @@ class AdmissionContract:
             ("m4", "waiting"),
         ]
 
+    async def test_such_a_body_of_a_handler_that_skips_holds_back_nothing(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(admission, "SHORT", 4)
+        monkeypatch.setattr(store.dialect, "longest_body", takes(100))
+        large = row(1)._replace(envelope=row(1).envelope._replace(payload=b"x" * 101))
+        await Admission(store, (HANDLER,)).park([failure(large, blocks=False), failure(row(2))], [])
+        assert await parked(store) == [("m1", "dead", False), ("m2", "waiting", True)]
+
     async def test_the_longest_body_is_parked(self, store: Store):
         async with store.short.begin() as connection:
             longest = await store.dialect.longest_body(connection)

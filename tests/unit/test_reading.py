@@ -1,5 +1,6 @@
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,6 +99,13 @@ def test_a_structured_cloud_event_is_read():
     envelope = only(reader().read(received(body, **headers))).envelope
     assert (envelope.message_id, json.loads(envelope.payload)) == ("m1", {"order": "7"})
     assert envelope.headers["ce_source"] == "till"
+
+
+@pytest.mark.parametrize(("partitionkey", "expected"), [("7", "7"), (None, None)])
+def test_the_key_of_a_structured_cloud_event_may_be_in_its_body(partitionkey: str | None, expected: str | None):
+    body = {"id": "m1", "type": "OrderPaid", "partitionkey": partitionkey, "data": {"order": "7"}}
+    message = received(body, content__type="application/cloudevents+json")
+    assert only(reader().read(replace(message, key=None))).envelope.key == expected
 
 
 @pytest.mark.parametrize("instead", [None, ""])

@@ -1,6 +1,8 @@
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 import cqrs
 from cqrs.outbox import Counts
@@ -268,3 +270,33 @@ async def test_what_waits_is_not_discarded(shop: Shop):
         await shop.relay()
         assert await app.outbox.discard() == 1
         assert (await app.outbox.counts()).waiting == 1
+
+
+# What is in the way
+
+
+class Deadlock(Exception):
+    def __init__(self) -> None:
+        super().__init__(1213, "Deadlock found when trying to get lock")
+
+
+@pytest.mark.parametrize(("deadlocks", "ends"), [(1, True), (4, True), (5, False)])
+async def test_a_deadlock_with_a_relay_is_tried_again_and_told_at_last(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, deadlocks: int, ends: bool
+):
+    async with shop.app as app:
+        await shop.bury("one")
+        parked = storage_of(app).store.parked
+        discard, left = parked.discard, iter(range(deadlocks))
+
+        async def deadlocked(seqs: Sequence[int], skipping: Collection[str]) -> int:
+            if next(left, None) is not None:
+                raise OperationalError("delete", {}, Deadlock())
+            return await discard(seqs, skipping)
+
+        monkeypatch.setattr(parked, "discard", deadlocked)
+        if ends:
+            assert await app.outbox.discard() == 1
+        else:
+            with pytest.raises(OperationalError, match="Deadlock found"):
+                await app.outbox.discard()
