@@ -438,7 +438,7 @@ def test_downgrade_in_a_users_project_removes_every_table_and_upgrade_brings_the
 @pytest.fixture(scope="module")
 def with_extra(wheel: Path, installed: Installed) -> Installed:
     """The same environment with the extras of both kinds of starter project, and what tests them."""
-    wanted = [f"{wheel}[cli,fastapi]", "httpx", "pytest", "uvicorn"]
+    wanted = [f"{wheel}[cli,fastapi]", "httpx", "pytest", "pytest-asyncio", "uvicorn"]
     if UV:
         call(UV, "pip", "install", "--quiet", "--python", installed.programs / "python", *wanted, cwd=wheel.parent)
     else:
@@ -499,6 +499,6 @@ def test_init_writes_a_project_whose_two_commands_work(
         cwd=tmp_path,
         env=environment,
     )
-    tests, runs = json.loads(printed)["commands"]
+    _, tests, runs = json.loads(printed)["commands"]  # the first one installs what is installed here
     assert "passed" in call(*words(tests, with_extra), cwd=folder, env=environment)
     assert end_once_it_said(words(runs, with_extra), says, folder, environment) == code

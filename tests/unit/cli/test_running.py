@@ -192,6 +192,7 @@ async def bill(event: OrderPlaced) -> None: ...
 """
 
 
+@pytest.mark.usefixtures("own_registrations")
 def test_without_faststream_a_sentence_says_what_to_install(
     package: WritePackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
