@@ -115,11 +115,8 @@ class Dialect(Protocol):
         """Run a compiled statement as a transaction's first; returns how many rows it touched."""
         ...
 
-    def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any], size: int) -> None:
-        """Run a compiled statement as a transaction's last, for each of the rows; COMMIT follows.
-
-        `size` is how many bytes their bodies have.
-        """
+    def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any]) -> None:
+        """Run a compiled statement as a transaction's last, for each of the rows; COMMIT follows."""
         ...
 
     async def check(self, store: Store) -> None:

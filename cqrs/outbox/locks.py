@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sqlalchemy import text
 
 from cqrs.outbox.dialect import Nothing
-from cqrs.outbox.prepared import COUNTED
+from cqrs.outbox.prepared import COUNTED, run_for_each
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
@@ -67,9 +67,9 @@ class Server:
         """Run a compiled statement as a transaction's first; returns how many rows it touched."""
         return self.run(connection, statement, parameters)
 
-    def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any], size: int) -> None:  # noqa: ARG002 - the port's
+    def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any]) -> None:
         """Run a compiled statement as a transaction's last, for each of the rows."""
-        connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0])
+        run_for_each(connection, statement, rows)
 
 
 class Slots(Protocol):

@@ -75,17 +75,17 @@ class PostgreSQL(Server):
                 return touched
         return self.run(connection, statement, parameters)
 
-    def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any], size: int) -> None:
+    def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any]) -> None:
         """Run a compiled statement as a transaction's last, in one trip with COMMIT where the driver can.
 
         Of many rows or bytes that would cost more than it saves: bodies are twice as long as text.
         """
-        if connection.dialect.driver == "asyncpg" and len(rows) <= JOINED_ROWS and size <= JOINED_BYTES:
+        if connection.dialect.driver == "asyncpg" and len(rows) <= JOINED_ROWS and _size(rows) <= JOINED_BYTES:
             from cqrs.outbox import asyncpg_driver
 
             if asyncpg_driver.commit_with(connection, statement, rows):
                 return
-        super().commit_with(connection, statement, rows, size)
+        super().commit_with(connection, statement, rows)
 
     async def check(self, store: Store) -> None:
         """Refuse a sequence that hands out ids in advance: a floor may then pass over rows that are still to come."""
@@ -358,6 +358,10 @@ async def fetch(connection: AsyncConnection, statement: str, *values: Any) -> Se
     async with AsyncRawCursor(driver) as cursor:
         await cursor.execute(statement.encode(), values)
         return await cursor.fetchall() if cursor.description else []
+
+
+def _size(rows: Sequence[Any]) -> int:
+    return sum(len(value) for row in rows for value in row if isinstance(value, bytes))
 
 
 def lock_class(store: Store) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Dialect, Executable
+    from sqlalchemy.engine import Connection
 
 COUNTED = {"preserve_rowcount": True}
 """Lets a statement tell how many rows it touched, also where SQLAlchemy would forget it."""
@@ -27,3 +28,8 @@ class Prepared:
         """Return what the driver wants: in places, or by name."""
         named = {**self._fixed, **values}
         return named if self._order is None else tuple([named[name] for name in self._order])
+
+
+def run_for_each(connection: Connection, statement: str, rows: Sequence[Any]) -> None:
+    """Run a compiled statement for each of these parameters: for one of them that is not an `executemany`."""
+    connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0])

@@ -15,6 +15,7 @@ from sqlalchemy.util import await_only
 from cqrs.outbox.aiosqlite_driver import Connection as DriverConnection
 from cqrs.outbox.aiosqlite_driver import creator
 from cqrs.outbox.leases import LeasedLane
+from cqrs.outbox.prepared import run_for_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -103,13 +104,13 @@ class SQLite:
             begin, driver.begins_with = driver.begins_with, None
             execute(connection, begin)
 
-    def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any], size: int) -> None:  # noqa: ARG002 - the port's
+    def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any]) -> None:
         """Run a compiled statement as a transaction's last, in one trip with COMMIT where the driver can."""
         driver = connection.connection.driver_connection
         if isinstance(driver, DriverConnection):
             driver.ends_with = statement, rows
         else:
-            connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0])
+            run_for_each(connection, statement, rows)
 
     async def check(self, store: Store) -> None:
         """Rely on nothing that could be changed."""

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from cqrs.codec import BROKER
 from cqrs.outbox.inbox import Inbox
 from cqrs.outbox.parked import Parked, chunks, shown
-from cqrs.outbox.prepared import Prepared
+from cqrs.outbox.prepared import Prepared, run_for_each
 from cqrs.outbox.rows import COPIED, DEAD, SCHEDULED, WAITING, Counts, Probe, View
 from cqrs.schema import tables
 
@@ -122,11 +122,8 @@ class Store:
     def _insert(self, connection: Connection, envelopes: Sequence[Envelope], *, last: bool) -> None:
         adding = self.prepared("add", self._adding)
         rows = [adding.parameters(self.values(envelope)) for envelope in envelopes]
-        if last:
-            size = sum(len(envelope.payload) for envelope in envelopes)
-            self.dialect.commit_with(connection, adding.statement, rows, size)
-        else:
-            connection.exec_driver_sql(adding.statement, rows if len(rows) > 1 else rows[0])
+        insert_rows = self.dialect.commit_with if last else run_for_each
+        insert_rows(connection, adding.statement, rows)
 
     def _adding(self) -> Executable:
         given: dict[str, Any] = {name: bindparam(name) for name in COPIED if name != "created_at"}

@@ -1,6 +1,6 @@
 """What every store must do with what a consumer parks; part of `store.StoreContract`."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 from sqlalchemy import select
@@ -35,11 +35,18 @@ def ids(rows: Sequence[Claimed]) -> list[str]:
     return [each.envelope.message_id for each in rows]
 
 
-def takes(longest: float) -> Callable[..., Awaitable[float]]:
+def with_body(claimed: Claimed, body: bytes) -> Claimed:
+    return claimed._replace(envelope=claimed.envelope._replace(payload=body))
+
+
+def take_at_most(longest: float, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a store take bodies of so many bytes."""
+
     async def longest_body(*_: object) -> float:
         return longest
 
-    return longest_body
+    monkeypatch.setattr(admission, "SHORT", 4)
+    monkeypatch.setattr(store.dialect, "longest_body", longest_body)
 
 
 class AdmissionContract:
@@ -55,9 +62,8 @@ class AdmissionContract:
     async def test_a_body_that_the_database_does_not_take_is_left_out(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(admission, "SHORT", 4)
-        monkeypatch.setattr(store.dialect, "longest_body", takes(100))
-        large = row(2)._replace(envelope=row(2).envelope._replace(payload=b"x" * 101))
+        take_at_most(100, store, monkeypatch)
+        large = with_body(row(2), b"x" * 101)
         await Admission(store, ()).park([failure(row(1, "b")), failure(large)], [])
         other, letter = await store.parked.find({}, 10)
         assert (other.payload, other.error) == (b'{"n":1}', "it failed")
@@ -70,9 +76,8 @@ class AdmissionContract:
     async def test_such_a_body_is_left_out_in_its_place_of_what_waits(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(admission, "SHORT", 4)
-        monkeypatch.setattr(store.dialect, "longest_body", takes(100))
-        large = row(3)._replace(envelope=row(3).envelope._replace(payload=b"x" * 101))
+        take_at_most(100, store, monkeypatch)
+        large = with_body(row(3), b"x" * 101)
         assert await Admission(store, ()).park([failure(row(1))], [row(2), large, row(4)]) == []
         assert [(event, state) for event, state, _ in await parked(store)] == [
             ("m1", "waiting"),
@@ -84,9 +89,8 @@ class AdmissionContract:
     async def test_such_a_body_of_a_handler_that_skips_holds_back_nothing(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(admission, "SHORT", 4)
-        monkeypatch.setattr(store.dialect, "longest_body", takes(100))
-        large = row(1)._replace(envelope=row(1).envelope._replace(payload=b"x" * 101))
+        take_at_most(100, store, monkeypatch)
+        large = with_body(row(1), b"x" * 101)
         await Admission(store, (HANDLER,)).park([failure(large, blocks=False), failure(row(2))], [])
         assert await parked(store) == [("m1", "dead", False), ("m2", "waiting", True)]
 
@@ -94,8 +98,7 @@ class AdmissionContract:
         async with store.short.begin() as connection:
             longest = await store.dialect.longest_body(connection)
         body = b"'" * int(min(longest, 10_000_000))
-        claimed = row(1)._replace(envelope=row(1).envelope._replace(payload=body))
-        await Admission(store, ()).park([failure(claimed)], [])
+        await Admission(store, ()).park([failure(with_body(row(1), body))], [])
         [letter] = await store.parked.find({}, 10)
         assert letter.payload == body
 
