@@ -17,7 +17,7 @@ from cqrs.mediator import Mediator
 from cqrs.plan import make_plans
 from cqrs.registry import default_registry
 from cqrs.scan import script_name
-from cqrs.signature import Injector, Resolver
+from cqrs.sources import Injector, Resolver
 
 if TYPE_CHECKING:
     from cqrs.brokers.local import Local
