@@ -242,12 +242,16 @@ def _encoded_headers_of(text: str) -> dict[str, bytes]:
 
 
 def _loosely_read(text: str) -> dict[str, str]:
-    """Read headers that somebody wrote by hand: what is no text is made text."""
+    """Read headers that somebody wrote by hand: what is no text, or half a surrogate pair, is made text."""
     try:
         headers = json.loads(text)
-        return {str(name): str(value) for name, value in headers.items()}
+        return {_whole(str(name)): _whole(str(value)) for name, value in headers.items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise DecodingError(f"The saved headers are not a JSON object of text: {error}") from None
+
+
+def _whole(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 @cache

@@ -211,6 +211,7 @@ class Intake:
         """Return a consumer that nobody feeds yet."""
         from cqrs.consuming import Consumer
         from cqrs.outbox.admission import Admission
+        from cqrs.outbox.faults import is_absence
         from cqrs.outbox.verdicts import Judge
         from cqrs.reading import Reader
 
@@ -223,6 +224,7 @@ class Intake:
             Judge(deliveries.end),
             slot_of=store.slot_of,
             parked=self.storage.relay.look,
+            is_absence=is_absence,
         )
         return consumer
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +17,7 @@ from cqrs.outbox.rows import Claimed
 from cqrs.outbox.waiting import came
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
     from cqrs.codec import Envelope
     from cqrs.errors import DecodingError
@@ -48,8 +49,8 @@ class Parking(Protocol):
 class Consumer:
     """Takes batches of received messages to their end.
 
-    Each handler of a message succeeds, fails and is parked on its own. While the database is away nothing ends, and
-    the batch is tried again until it is back.
+    Each handler of a message succeeds, fails and is parked on its own. While the database is away, or refuses what is
+    needed to park, nothing ends, and the batch is tried again until it does. `is_absence` tells the one from the other.
     """
 
     def __init__(
@@ -61,18 +62,20 @@ class Consumer:
         *,
         slot_of: Callable[[Envelope], int],
         parked: Callable[[], None],
+        is_absence: Callable[[BaseException], bool],
         patience: float = PATIENCE,
     ) -> None:
         self.reader = reader
         self.fault: str | None = None
-        """Why nothing is consumed at the moment, if so."""
+        """Why nothing is consumed at the moment, if so; what stands behind the first colon may show values."""
         self._deliver = deliver
         self._parking = parking
         self._judge = judge
         self._slot_of = slot_of
         self._parked = parked
+        self._is_absence = is_absence
         self._patience = patience
-        self._away = False
+        self._trouble: str | None = None
         self._stopped = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -87,11 +90,10 @@ class Consumer:
 
     async def take(self, received: Sequence[Received]) -> bool:
         """Deliver or park; returns whether every message has ended. If not, it was stopped: the broker sends again."""
-        rows, faults = self._read(received)
         self._working += 1
         self._idle.clear()
         try:
-            ended = await self._end(rows, faults)
+            ended = await self._end(received)
             self.taken += len(received) if ended else 0
             return ended
         finally:
@@ -125,26 +127,36 @@ class Consumer:
         """Begin again."""
         self._stopped.clear()
 
-    async def _end(self, rows: list[Claimed], faults: dict[int, DecodingError]) -> bool:
+    async def _end(self, received: Sequence[Received]) -> bool:
+        rows: list[Claimed] | None = None
+        faults: dict[int, DecodingError] = {}
         late, pause = monotonic() + self._patience, 0.1
-        while rows and not self.stopping:
+        while rows is None or rows:
+            if self.stopping:
+                return False
             try:
+                if rows is None:
+                    with _doing("reading what was received"):
+                        rows, faults = self._read(received)
                 rows = await self._advance(rows, faults, late=monotonic() >= late)
-            except Exception as error:  # noqa: BLE001 - the database is away: each driver has errors of its own
-                self._tell_fault(error)
+            except _Stuck as stuck:
+                self._tell_trouble(stuck)
                 await came(self._stopped, pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 self._tell_recovery()
-        return not rows
+        return True
 
     async def _advance(self, rows: Sequence[Claimed], faults: dict[int, DecodingError], *, late: bool) -> list[Claimed]:
         """Deliver what may be delivered, and park what failed or has to wait; returns what is left."""
-        free, held = await self._parking.look(rows)
-        outcomes = _given_up(free, faults) if late else await self._outcomes(free, faults)
-        judged = [self._judge.judge(row, outcome) for row, outcome in zip(free, outcomes, strict=True)]
+        with _doing("looking for parked keys"):
+            free, held = await self._parking.look(rows)
+        with _doing("delivering"):
+            outcomes = _given_up(free, faults) if late else await self._outcomes(free, faults)
+            judged = [self._judge.judge(row, outcome) for row, outcome in zip(free, outcomes, strict=True)]
         failed = [verdict for verdict in judged if verdict is not None]
-        back = await self._parking.park(failed, held) if failed or held else []
+        with _doing("parking what failed"):
+            back = await self._parking.park(failed, held) if failed or held else []
         if failed:
             self._judge.tell(failed)
         if failed or held:
@@ -172,15 +184,38 @@ class Consumer:
             outcomes[place] = outcome
         return outcomes
 
-    def _tell_fault(self, error: BaseException) -> None:
-        if not self._away:
-            log.warning("Nothing is consumed, as the database does not answer; it is tried again: %s", error)
-        self._away, self.fault = True, f"the database does not answer: {error}"
+    def _tell_trouble(self, stuck: _Stuck) -> None:
+        error = stuck.error
+        absent = self._is_absence(error)
+        trouble = "the database does not answer" if absent else f"{stuck.doing} failed with {type(error).__name__}"
+        self.fault = f"{trouble}: {error}"
+        if trouble != self._trouble:
+            self._trouble = trouble
+            level = logging.WARNING if absent else logging.ERROR
+            cause = None if absent else error
+            log.log(level, "Nothing is consumed, as %s; it is tried again: %s", trouble, error, exc_info=cause)
 
     def _tell_recovery(self) -> None:
-        if self._away:
+        if self._trouble is not None:
             log.warning("Consuming goes on.")
-            self._away, self.fault = False, None
+            self._trouble = self.fault = None
+
+
+class _Stuck(Exception):
+    """What was done when something went wrong that is no message's own failure."""
+
+    def __init__(self, doing: str, error: Exception) -> None:
+        super().__init__(doing)
+        self.doing = doing
+        self.error = error
+
+
+@contextmanager
+def _doing(what: str) -> Generator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _Stuck(what, error) from error
 
 
 def _given_up(rows: Sequence[Claimed], faults: Mapping[int, DecodingError]) -> list[Outcome]:

@@ -38,7 +38,10 @@ class Retry:
         """Return the seconds to wait after so many failures, or None when the event is to be given up."""
         if self.attempts is not None and failures >= self.attempts:
             return None
-        wait = min(self.longest, self.first * self.factor ** min(failures - 1, 64))
+        try:
+            wait = min(self.longest, self.first * self.factor ** min(failures - 1, 64))
+        except OverflowError:
+            wait = self.longest
         return wait * (1 - self.jitter * random.random())  # noqa: S311 - spreads load, guards nothing
 
 

@@ -139,8 +139,8 @@ class Local:
             return Failed(DecodingError(f"{envelope.destination} does not handle events named '{envelope.type}'."))
         try:
             handler, plan, message, trace = self._read(envelope)
-        except DecodingError as error:
-            return Failed(error, final=True)
+        except Exception as error:  # noqa: BLE001 - a validator of the event may raise anything
+            return Failed(error, final=isinstance(error, DecodingError))
         own, left = handler.timeout or TIMEOUT, end - monotonic()
         try:
             async with asyncio.timeout(min(own, left)):

@@ -1,4 +1,4 @@
-"""What an error of the database means for its transaction: that the same may pass again, or that nothing is left of it.
+"""What an error of the database means: that it is away, that the same may pass again, or that nothing is left of it.
 
 A handler may catch an error with which the database ended the transaction, and COMMIT would not tell.
 
@@ -8,6 +8,7 @@ MySQL rolls back a deadlock's victim, and what follows is a transaction that lac
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from sqlalchemy import event, text
@@ -24,6 +25,8 @@ FAULT = "cqrs_fault"
 MYSQL_DEADLOCK = 1213
 TRANSIENT = frozenset({"40001", "40P01", "1205", "1213"})
 """A serialisation failure or a deadlock, by SQLSTATE or by MySQL's number: the same again may pass."""
+ABSENT = re.compile(r"08...|53300|57P0[1-3]|1040|1053|1927|200[236]|2013|2055|4031")
+"""A server that is not there, starts, stops or takes no more connections, by SQLSTATE or by MySQL's number."""
 
 
 def remember_faults(engine: AsyncEngine) -> None:
@@ -63,12 +66,21 @@ def check_fault(connection: Connection) -> None:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the database ended this transaction for the sake of another one."""
-    if not isinstance(error, DBAPIError):
-        return False
-    original = error.orig
-    codes = {getattr(original, name, None) for name in ("sqlstate", "pgcode")}
-    arguments = getattr(original, "args", ())
-    return bool(TRANSIENT & {*(str(code) for code in codes), *(str(argument) for argument in arguments[:1])})
+    return isinstance(error, DBAPIError) and not TRANSIENT.isdisjoint(_codes(error.orig))
+
+
+def is_absence(error: BaseException) -> bool:
+    """Whether an error says that the database is out of reach, or that the connection to it was lost."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or (error.orig is not None and is_absence(error.orig))
+    return isinstance(error, OSError) or any(ABSENT.fullmatch(code) for code in _codes(error))
+
+
+def _codes(original: BaseException | None) -> set[str]:
+    """Return what a driver's error has as its code: a SQLSTATE, or with MySQL a number."""
+    states = {getattr(original, name, None) for name in ("sqlstate", "pgcode")}
+    numbers = {argument for argument in getattr(original, "args", ())[:1] if isinstance(argument, int)}
+    return {str(code) for code in (states | numbers) - {None}}
 
 
 def _advice(fault: BaseException) -> str:

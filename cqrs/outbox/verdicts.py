@@ -8,10 +8,13 @@ from traceback import format_exception
 
 from cqrs.outbox.publisher import Failed, Fate, Outcome
 from cqrs.outbox.rows import Claimed, Verdict
+from cqrs.retry import Retry
 
 log = logging.getLogger(__name__)
 
 ERROR_LIMIT = 4000
+LONGEST_WAIT = 366 * 86400.0
+"""Seconds that a policy may put off a retry: further, some database has no date."""
 
 End = Callable[[str, BaseException, int], tuple[float | None, bool]]
 """Of a destination, an error and how many failures: seconds to wait (None: dead), and whether a dead row blocks."""
@@ -26,12 +29,21 @@ class Judge:
     def judge(self, row: Claimed, outcome: Outcome) -> Verdict | None:
         """Return the verdict on a row that failed, or was begun and given up; None where there is nothing to judge."""
         if isinstance(outcome, Failed):
-            wait, blocks = self._end(row.lane[0], outcome.error, row.attempts + 1)
+            wait, blocks = self._end_of(row, outcome.error)
             error = _storable("".join(format_exception(outcome.error))[-ERROR_LIMIT:])
             return Verdict(row, error, None if outcome.final else wait, blocks)
         if outcome is Fate.OVERDUE:
             return Verdict(row, "It was given up at its claim's deadline.", 0.0, blocks=True, counts=False)
         return None
+
+    def _end_of(self, row: Claimed, error: BaseException) -> tuple[float | None, bool]:
+        """Ask the policy; in the place of one that fails itself stands the default, or the row would never end."""
+        try:
+            wait, blocks = self._end(row.lane[0], error, row.attempts + 1)
+            return None if wait is None else min(wait, LONGEST_WAIT), blocks
+        except Exception:
+            log.exception("The retry policy of %s has failed, so it gets the default.", row.envelope.destination)
+            return Retry().wait(row.attempts + 1), True
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         """Log each: a death is an error."""

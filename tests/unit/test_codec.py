@@ -428,3 +428,8 @@ def test_a_header_of_that_name_with_another_meaning_stays(value: bytes):
 
 def test_headers_of_foreign_messages_may_be_missing_repeated_or_no_text():
     assert received_headers([("a", b"1"), ("a", b"2"), ("b", None), ("c", b"\xff")]) == {"a": "2", "c": "\ufffd"}
+
+
+def test_headers_with_half_a_surrogate_pair_are_text_that_databases_take():
+    folded = received_headers([("headers", b'{"ce_id":"\\ud800","\\udfff":"x"}')])
+    assert folded == {"ce_id": "\\ud800", "\\udfff": "x"}

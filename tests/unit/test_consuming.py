@@ -71,6 +71,7 @@ class Scene:
             Judge(lambda destination, error, failures: (1.0, True)),
             slot_of=lambda envelope: 0,
             parked=self.tell,
+            is_absence=lambda error: isinstance(error, OSError),
             patience=patience,
         )
 
@@ -189,6 +190,69 @@ async def test_while_the_database_is_away_nothing_ends_and_then_everything_does(
     assert scene.delivered == ["1"]
     assert scene.consumer.fault is None
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (ConnectionError("refused"), "the database does not answer: refused"),
+        (TypeError("no such table"), "looking for parked keys failed with TypeError: no such table"),
+    ],
+)
+async def test_what_holds_up_consuming_is_told_by_its_name(
+    caplog: pytest.LogCaptureFixture, error: Exception, fault: str
+):
+    scene = Scene()
+    scene.parking.away = error
+    taking = asyncio.create_task(scene.take("1:a"))
+    await until(lambda: scene.consumer.fault is not None)
+    assert scene.consumer.fault == fault
+    assert not taking.done()
+    scene.parking.away = None
+    assert await taking
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Nothing is consumed, as {fault.partition(':')[0]}; it is tried again: {error}",
+        "Consuming goes on.",
+    ]
+
+
+async def test_what_holds_up_consuming_is_told_anew_when_it_changes(caplog: pytest.LogCaptureFixture):
+    scene = Scene()
+    scene.parking.away = ConnectionError("refused")
+    taking = asyncio.create_task(scene.take("1:a"))
+    await until(lambda: scene.consumer.fault is not None)
+    scene.parking.away = TypeError("no such table")
+    await until(lambda: "TypeError" in (scene.consumer.fault or ""))
+    scene.parking.away = None
+    assert await taking
+    assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.ERROR, logging.WARNING]
+
+
+async def test_a_fault_of_delivering_ends_nothing_and_says_where_it_was(caplog: pytest.LogCaptureFixture):
+    broken = True
+
+    def answer(message_id: str) -> Outcome:
+        if broken:
+            raise KeyError("a mistake")
+        return Fate.DELIVERED
+
+    scene = Scene(answer)
+    taking = asyncio.create_task(scene.take("1:a"))
+    await until(lambda: scene.consumer.fault is not None)
+    assert scene.consumer.fault == "delivering failed with KeyError: 'a mistake'"
+    assert "a mistake" in caplog.text.partition("Traceback")[2]
+    broken = False
+    assert await taking
+    assert scene.delivered == ["1"]
+
+
+async def test_a_fault_of_reading_ends_nothing():
+    scene = Scene()
+    taking = asyncio.create_task(scene.consumer.take([Received("topic", None, {}, b"\xff")]))
+    await until(lambda: scene.consumer.fault is not None)
+    assert "reading what was received failed with UnicodeDecodeError" in (scene.consumer.fault or "")
+    await scene.consumer.stop(grace=5.0)
+    assert not await taking
 
 
 async def test_a_batch_that_is_stopped_has_not_ended():

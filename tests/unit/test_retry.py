@@ -35,6 +35,10 @@ def test_a_wait_stays_within_the_jitter_below_the_planned_one(retry: Retry, fail
     assert planned * (1 - retry.jitter) - 1e-9 <= wait <= planned
 
 
+def test_a_wait_that_no_float_holds_is_the_longest():
+    assert Retry(attempts=None, factor=1e6, jitter=0.0).wait(1000) == 900.0
+
+
 def test_jitter_spreads_what_failed_together():
     assert len({Retry(jitter=0.5).wait(1) for _ in range(50)}) > 1
 

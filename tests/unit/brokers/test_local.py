@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pydantic
 import pytest
 
 import cqrs
@@ -16,15 +17,30 @@ class Happened(cqrs.Event):
     name: str
 
 
+class Looked(cqrs.Event):
+    name: str
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def look_up(cls, name: str) -> str:
+        return {"tea": "Tea"}[name]
+
+
 class FakeApplication:
     """An application whose handlers are functions of the message and its trace."""
 
-    def __init__(self, handle: Callable[[Happened, Trace], Any], *, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        handle: Callable[[Any, Trace], Any],
+        *,
+        timeout: float | None = None,
+        event: type[cqrs.Event] = Happened,
+    ) -> None:
         self.handle = handle
         self.already: set[tuple[str, str]] = set()
         self.stopping = False
         deliveries: Any = {
-            ("handler", "Happened"): (SimpleNamespace(group=1, timeout=timeout), SimpleNamespace(codec=Codec(Happened)))
+            ("handler", "Happened"): (SimpleNamespace(group=1, timeout=timeout), SimpleNamespace(codec=Codec(event)))
         }
         application: Any = self
         self.publisher = Local(application, deliveries, taken=self.taken, stopping=lambda: self.stopping)
@@ -121,6 +137,20 @@ async def test_what_cannot_be_read_back_has_failed_for_good(spoiled: cqrs.Envelo
     assert outcome.final
     assert isinstance(outcome.error, cqrs.DecodingError)
     assert reason in str(outcome.error)
+
+
+async def test_a_mistake_in_a_validator_fails_its_message_alone():
+    """pydantic makes no validation error of what is no ValueError."""
+
+    async def handle(message: Looked, trace: Trace) -> None: ...
+
+    app = FakeApplication(handle, event=Looked)
+    batch = [letter(1, "a", payload=b'{"name":"milk"}'), letter(2, "a"), letter(3, "b")]
+    failed, *others = await app.publisher.publish(batch)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, KeyError)
+    assert not failed.final
+    assert others == [Fate.NOT_SENT, Fate.DELIVERED]
 
 
 async def test_what_the_handler_does_not_take_here_may_be_taken_elsewhere():

@@ -1,9 +1,13 @@
+import math
 from traceback import format_exception
 
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from cqrs.outbox.verdicts import cause_of
+from cqrs.codec import Envelope
+from cqrs.outbox.publisher import Failed
+from cqrs.outbox.rows import Claimed
+from cqrs.outbox.verdicts import Judge, cause_of
 
 
 def raised(error: Exception, cause: Exception | None = None) -> str:
@@ -38,3 +42,23 @@ def test_of_a_chain_the_last_exception_is_the_cause():
 @pytest.mark.parametrize("text", ["It was given up.", "It was given up.\nTwice.", ""])
 def test_a_text_without_a_traceback_is_its_first_line(text: str):
     assert cause_of(text) == text.partition("\n")[0]
+
+
+ROW = Claimed(1, 0, Envelope("m1", "handler", "orders", "a", "Happened", "{}", b"{}"))
+
+
+def test_a_policy_that_fails_itself_is_replaced_by_the_default(caplog: pytest.LogCaptureFixture):
+    def end(destination: str, error: BaseException, failures: int) -> tuple[float | None, bool]:
+        raise TypeError("a mistake in a policy")
+
+    verdict = Judge(end).judge(ROW, Failed(ValueError("no")))
+    assert verdict is not None
+    assert verdict.wait is not None
+    assert "ValueError: no" in verdict.error
+    assert "a mistake in a policy" in caplog.text
+
+
+def test_no_policy_puts_off_a_retry_further_than_databases_have_dates():
+    verdict = Judge(lambda *_: (math.inf, True)).judge(ROW, Failed(ValueError("no")))
+    assert verdict is not None
+    assert verdict.wait == 366 * 86400
