@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import cqrs
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 from tests.unit.outbox.support import run_sql
 
 pytestmark = pytest.mark.services
@@ -23,7 +23,7 @@ ENDING = {"POSTGRES_URL": DUPLICATE, "MYSQL_URL": DEADLOCK}
 @pytest.fixture(params=ENDING)
 async def place(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, str]]:
     """A database, and a statement that ends a transaction on it."""
-    async with scratch_database(server(request.param)) as database:
+    async with empty_database(server(request.param)) as database:
         await run_sql(database, "create table effects (id varchar(40) primary key)", DUPLICATE)
         yield database, ENDING[request.param]
 

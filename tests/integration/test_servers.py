@@ -19,7 +19,7 @@ from cqrs.outbox import bell, floor, storage
 from cqrs.outbox.relay import Pace
 from cqrs.outbox.rows import View
 from tests.proxy import Proxy
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 from tests.unit.outbox.support import run_sql, storage_of, until
 
 pytestmark = pytest.mark.services
@@ -41,7 +41,7 @@ def variable() -> str:
 
 @pytest.fixture
 async def database(variable: str) -> AsyncIterator[str]:
-    async with scratch_database(server(variable)) as url:
+    async with empty_database(server(variable)) as url:
         yield url
 
 
@@ -287,7 +287,7 @@ async def parked(app: cqrs.Mediator) -> bool:
 
 
 async def test_slot_rows_and_settings_that_were_deleted_are_written_again(monkeypatch: pytest.MonkeyPatch):
-    async with scratch_database(server("MYSQL_URL")) as database:
+    async with empty_database(server("MYSQL_URL")) as database:
         shop = Shop()
         monkeypatch.setattr(storage, "HOUSEKEEPING", 0.05)
         async with shop.app(database) as app:
