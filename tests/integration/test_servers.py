@@ -209,7 +209,7 @@ async def test_a_row_of_a_transaction_that_stayed_open_is_read_as_soon_as_it_end
         for number in (2, 3, 4):
             await app.emit(Happened(order="o2", number=number))
             await relay.relay_outbox()
-        assert min(relay._outbox[0]._slots._floors[relay._circuits.view(["receive"])].slots.values()) > 1  # type: ignore[attr-defined]
+        assert min(relay._outbox[0]._slots._floors[relay._circuits.view(["receive"])].slots.values()) > 1
         await late.commit()
         assert await relay.relay_outbox()
     assert shop.seen == [2, 3, 4, 1]
