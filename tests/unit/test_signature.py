@@ -7,6 +7,7 @@ import pydantic
 import pytest
 from dependency_injector import containers, providers
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 import cqrs
 from cqrs.integrations.mapping import MappingResolver
@@ -746,9 +747,35 @@ def test_a_parameter_without_an_annotation_is_refused(registry: cqrs.Registry):
     assert problems(registry=registry) == [
         (
             f"{path(handler)}: nothing provides 'orders' (not annotated) ({place(handler)}). "
-            "Add a provider of that type to the container, or give the parameter a default."
+            "Annotate it: with cqrs.Context, AsyncSession, or a type that the container provides."
         )
     ]
+
+
+def test_a_session_that_is_not_async_is_refused(registry: cqrs.Registry, database: str):
+    @registry.command_handler
+    async def handler(command: PlaceOrder, session: Session) -> int:
+        return 1
+
+    cure = (
+        "If it is the transaction's session, ask for sqlalchemy.ext.asyncio.AsyncSession; else add a provider of that"
+    )
+    assert problems(registry=registry, database=database) == [
+        f"{path(handler)}: nothing provides 'session' (Session) ({place(handler)}). {cure} type to the container."
+    ]
+
+
+def test_a_handler_that_was_bound_the_wrong_way_round_is_refused():
+    class PlaceOrderHandler(cqrs.RequestHandler[PlaceOrder, int]):
+        async def handle(self, request: PlaceOrder) -> int:
+            return 1
+
+    [problem] = problems(cqrs.Registry(), commands_mapper=lambda m: m.bind(PlaceOrderHandler, PlaceOrder))
+    name = PlaceOrderHandler.__qualname__
+    assert problem == (
+        f"{path(PlaceOrder)}: it was bound as the handler of {name} ({place(PlaceOrder)}). "
+        f"Bind the message first: bind(PlaceOrder, {name})."
+    )
 
 
 def test_a_handler_whose_message_does_not_come_first_is_refused(registry: cqrs.Registry):
