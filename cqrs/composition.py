@@ -18,7 +18,7 @@ from cqrs.options import is_number, wrong_middlewares
 from cqrs.plan import make_plans
 from cqrs.registry import default_registry, source_of
 from cqrs.scan import script_name
-from cqrs.signature import Injector, Resolver
+from cqrs.sources import Injector, Resolver
 
 if TYPE_CHECKING:
     from cqrs.brokers.local import Local

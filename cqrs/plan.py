@@ -10,10 +10,12 @@ from cqrs.errors import EncodingError, Problem
 from cqrs.events import NotificationEvent, notification_name
 from cqrs.messages import Request
 from cqrs.registry import HandlerRecord, Kind, Publication, source_of
-from cqrs.signature import Handler, Injector, name_of, path_of, read
+from cqrs.signature import Handler, name_of, path_of, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from cqrs.sources import Injector
 
 
 @dataclass(frozen=True, slots=True)

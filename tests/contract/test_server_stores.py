@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cqrs import migrations
 from cqrs.codec import Envelope
-from cqrs.outbox import asyncpg_driver, locks, mysql
+from cqrs.outbox import asyncpg_driver, locks, slot_rows
 from cqrs.outbox.database import connect, dialect_of
 from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.settings import record
@@ -199,4 +199,4 @@ class TestAsyncmyBesideManyParkedKeys(TestAsyncmy):
 
     @pytest.fixture(autouse=True)
     def few_parked_keys_are_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mysql, "MOST_PARKED", 0)
+        monkeypatch.setattr(slot_rows, "MOST_PARKED", 0)
