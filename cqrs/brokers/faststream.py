@@ -55,13 +55,15 @@ class FastStreamBroker:
 
     For Kafka and RabbitMQ a connection of its own is opened with the broker's settings, and the broker is left alone,
     unless it is under test (`TestKafkaBroker`, `TestRabbitBroker`). Other brokers are connected, publish one message of
-    a key at a time, up to `lanes` keys side by side, and are stopped unless somebody has started them meanwhile; no
+    a key at a time, up to `strands` keys side by side, and are stopped unless somebody has started them meanwhile; no
     subscriber is started. `options` go to their `publish`: a NATS broker needs `stream=`.
 
     Raises `ConfigurationError` for a broker that would lose messages.
     """
 
-    def __init__(self, broker: Any, *, slots: int = 16, timeout: float = 8.0, lanes: int = 100, **options: Any) -> None:
+    def __init__(
+        self, broker: Any, *, slots: int = 16, timeout: float = 8.0, strands: int = 100, **options: Any
+    ) -> None:
         problems: list[Problem] = []
         check(broker, problems, options)
         if problems:
@@ -72,7 +74,7 @@ class FastStreamBroker:
         self._kind = kind_of(broker)
         self._slots = slots
         self._timeout = timeout
-        self._lanes = lanes
+        self._strands = strands
         self._options = options
         direct = _DIRECT.get(self._kind)
         self._direct: _Direct | None = None if direct is None else direct(broker, slots, timeout)
@@ -133,20 +135,20 @@ class FastStreamBroker:
         return tally.outcomes
 
     async def _publish(self, tally: Tally) -> None:
-        waiting = deque(tally.by_lane(range(len(tally.envelopes))))
+        waiting = deque(tally.by_strand(range(len(tally.envelopes))))
 
         async def work() -> None:
             while waiting and not self._closed:
-                lane = waiting.popleft()
-                while lane and not self._closed:
-                    outcome = await self._publish_one(tally.envelopes[lane[0]])
+                strand = waiting.popleft()
+                while strand and not self._closed:
+                    outcome = await self._publish_one(tally.envelopes[strand[0]])
                     if outcome is not Fate.DELIVERED:
-                        tally.give_up(lane, outcome)
+                        tally.give_up(strand, outcome)
                         break
-                    tally.settle((lane.popleft(),), outcome)
+                    tally.settle((strand.popleft(),), outcome)
 
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(self._lanes, len(waiting))):
+            for _ in range(min(self._strands, len(waiting))):
                 tasks.create_task(work())
 
     async def _publish_one(self, envelope: Envelope) -> Outcome:

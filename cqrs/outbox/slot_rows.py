@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.locks import Appetite
-from cqrs.outbox.rows import Claimed, Lane, View, by_slot, claimed
+from cqrs.outbox.rows import Claimed, Strand, View, by_slot, claimed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -116,7 +116,7 @@ class SlotRows:
     ) -> tuple[list[Claimed], list[Claimed]]:
         """Return the first rows of locked slots in order: those to deliver, and those whose key is parked."""
         most, each = self._appetite.portions(limit, len(slots))
-        parked = await self._parked_lanes(connection, view)
+        parked = await self._parked_strands(connection, view)
         conditions, values = _shown(view)
         look = "1" if parked is not None else _LOOK.format(**self._names, parks=_parks(view))
         one = _READ.format(**self._names, look=look, shown=conditions, each=each)
@@ -127,17 +127,17 @@ class SlotRows:
         rows = claimed(found)
         if parked is None:
             return [row for row in rows if row.place is not None], [row for row in rows if row.place is None]
-        held = [row for row in rows if row.lane in parked] if parked else []
-        return [row for row in rows if row.lane not in parked] if held else rows, held
+        held = [row for row in rows if row.strand in parked] if parked else []
+        return [row for row in rows if row.strand not in parked] if held else rows, held
 
-    async def _parked_lanes(self, connection: AsyncConnection, view: View) -> set[Lane] | None:
+    async def _parked_strands(self, connection: AsyncConnection, view: View) -> set[Strand] | None:
         """Return all that is parked, or None where that is too much: then each row is looked up where it is read.
 
         The slots are locked, and nobody parks a key of theirs or ends its parking meanwhile.
         """
         statement = _PARKED.format(**self._names, parks=_parks(view), most=MOST_PARKED + 1)
-        lanes = await fetch(connection, statement, sorted(view.skipping))
-        return None if len(lanes) > MOST_PARKED else {(lane[0], lane[1], lane[2]) for lane in lanes}
+        strands = await fetch(connection, statement, sorted(view.skipping))
+        return None if len(strands) > MOST_PARKED else {(strand[0], strand[1], strand[2]) for strand in strands}
 
     async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
         """Delete rows of locked slots along the primary key.
