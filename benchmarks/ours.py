@@ -98,15 +98,15 @@ class Publisher:
 
 
 def _refuse(envelopes: Sequence[Envelope], topic: str) -> list[Outcome]:
-    """Say that a topic is out of reach, of the first envelope of each lane."""
+    """Say that a topic is out of reach, of the first envelope of each strand."""
     seen: set[tuple[str, str, str]] = set()
     outcomes: list[Outcome] = []
     for envelope in envelopes:
-        if envelope.topic == topic and envelope.lane not in seen:
+        if envelope.topic == topic and envelope.strand not in seen:
             outcomes.append(Unavailable(ConnectionError("The topic is out of reach.")))
         else:
             outcomes.append(Fate.NOT_SENT if envelope.topic == topic else Fate.DELIVERED)
-        seen.add(envelope.lane)
+        seen.add(envelope.strand)
     return outcomes
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ID_LIMIT = KEY_LIMIT = 255
 HANDLER_LIMIT = 191
+TOPIC_LIMIT = 249
 """How many characters of a handler's name, or of a key, fit into the tables."""
 BROKER = "broker"
 """The destination of rows that go to the message broker; every other destination is a handler's name."""
@@ -49,13 +50,13 @@ class Envelope(NamedTuple):
     """Whether its key is parked: no other row waits for this delivery to end."""
 
     @property
-    def lane(self) -> tuple[str, str, str]:
+    def strand(self) -> tuple[str, str, str]:
         """Return what order is kept within: destination, topic and key; an event without a key stands alone."""
         return self.destination, self.topic, self.key if self.key is not None else self.message_id
 
     def share(self, number: int) -> int:
         """Return in which of so many shares its topic and key are; without a key its id takes the key's place."""
-        _, topic, key = self.lane
+        _, topic, key = self.strand
         return crc32(f"{topic}\0{key}".encode()) % number
 
     @property

@@ -166,19 +166,19 @@ class Consumer:
         return [row for row in rows if row.id in again]
 
     async def _outcomes(self, rows: Sequence[Claimed], faults: dict[int, DecodingError]) -> list[Outcome]:
-        """Deliver, up to the first failure of each lane; what cannot be read is such a failure."""
+        """Deliver, up to the first failure of each strand; what cannot be read is such a failure."""
         outcomes: list[Outcome] = [Fate.NOT_SENT] * len(rows)
         begun, stuck = set(), set()
         sent: list[int] = []
         for place, row in enumerate(rows):
-            lane = row.envelope.lane
-            if row.id in faults and lane not in begun:
+            strand = row.envelope.strand
+            if row.id in faults and strand not in begun:
                 outcomes[place] = Failed(faults[row.id], final=True)
-            elif row.id not in faults and lane not in stuck:
+            elif row.id not in faults and strand not in stuck:
                 sent.append(place)
             if row.id in faults:
-                stuck.add(lane)
-            begun.add(lane)
+                stuck.add(strand)
+            begun.add(strand)
         told = await self._deliver([rows[place].envelope for place in sent]) if sent else ()
         for place, outcome in zip(sent, told, strict=True):
             outcomes[place] = outcome

@@ -6,55 +6,26 @@ The only module that looks at the annotations of handlers.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from cqrs.annotations import bare, base_argument, class_of, fits, is_message, members, reply_type, show, without_none
+from cqrs.annotations import bare, base_argument, class_of, fits, is_message, members, reply_type, show
 from cqrs.errors import Problem
 from cqrs.events import Event
-from cqrs.injection import Dependency, Provider, Source, handle_with, inject
+from cqrs.injection import Dependency, Source, handle_with, inject
 from cqrs.messages import Command, Query
-from cqrs.registry import EventOptions, HandlerRecord, Kind, source_of
+from cqrs.options import wrong_options
+from cqrs.registry import HandlerRecord, Kind, source_of
 from cqrs.retry import OnDead, Policies, policies
+from cqrs.sources import POSITIONAL, Injector
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from cqrs.context import Call, Context
+    from cqrs.context import Call
 
 MAKERS: dict[Kind, str] = {kind: f"@cqrs.{kind}_handler" for kind in Kind}
-KNOWN_OPTIONS: dict[Kind, frozenset[str]] = {
-    Kind.COMMAND: frozenset({"name", "middlewares"}),
-    Kind.QUERY: frozenset({"name", "middlewares"}),
-    Kind.EVENT: EventOptions.__optional_keys__,
-}
-
-GROUP_LIMIT = 1000
-"""How many messages one transaction may deliver at most."""
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-class Resolver(Protocol):
-    """Finds what a container provides; asked once a parameter, at bootstrap."""
-
-    def provider(self, wanted: type, marks: Sequence[object]) -> Provider | None:
-        """Return the provider of a type, or of the mark (in `Annotated`, or as default) that names one.
-
-        Returns None when nothing provides it; raises `LookupError(what, cure)` when it cannot be decided.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Injector:
-    """Where parameters come from: what the running context has, then the container."""
-
-    from_context: Mapping[type, Callable[[Context], Any]]
-    container: Resolver
-    cures: Mapping[str, str] = field(default_factory=dict)
-    """What to do when nothing provides a type of this name, where it is something else than adding a provider."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,6 +89,11 @@ class _Reading:
     def result(self) -> list[tuple[type, Handler | None]]:
         """Return a handler for each message type that the record takes; None in place of one that is unusable."""
         function = getattr(self.target, "handle", None) if self.is_class else self.target
+        if function is None and hasattr(self.record.message, "handle"):
+            bound = _qualname(self.record.message)
+            cure = f"Bind the message first: bind({_qualname(self.target)}, {bound})."
+            self._problem(f"it was bound as the handler of {bound}", cure)
+            return []
         if function is None:
             self._problem("a handler class needs `async def handle(self, message)`", "Add it.")
             return []
@@ -128,7 +104,7 @@ class _Reading:
         messages = self._messages(parameters[0], hints)
         self._check_kind(messages)
         self._check_reply(messages, hints)
-        usable = self._is_coroutine_function(function) and self._options_are_known()
+        usable = self._is_coroutine_function(function) and self._options_are_usable()
         call = self._call(parameters[1:], hints)
         reply = next((found for found in map(reply_type, messages) if found is not Any), hints.get("return", Any))
         handler = self._handler(call, reply) if usable and call is not None else None
@@ -168,17 +144,11 @@ class _Reading:
             self._problem("a handler is a coroutine function, this one is a plain function", cure)
         return inspect.iscoroutinefunction(function)
 
-    def _options_are_known(self) -> bool:
-        unknown = sorted(set(self.record.options) - KNOWN_OPTIONS[self.record.kind])
-        if unknown:
-            known = ", ".join(sorted(KNOWN_OPTIONS[self.record.kind]))
-            self._problem(f"{MAKERS[self.record.kind]} has no option {', '.join(unknown)}", f"There are: {known}.")
-        group: Any = self.record.options.get("group", 1)
-        if not isinstance(group, int) or isinstance(group, bool) or not 1 <= group <= GROUP_LIMIT:
-            what = f"group={group!r} is no number of messages from 1 to {GROUP_LIMIT}"
-            self._problem(what, "Write group=50, or leave it out for a transaction a message.")
-            return False
-        return not unknown
+    def _options_are_usable(self) -> bool:
+        wrong = list(wrong_options(self.record))
+        for problem in wrong:
+            self._problem(problem.what, problem.cure)
+        return not wrong
 
     def _hints(self, function: Any) -> dict[str, Any] | None:
         try:
@@ -192,7 +162,7 @@ class _Reading:
         parameters = list(inspect.signature(function).parameters.values())
         if self.is_class:
             parameters = parameters[1:]
-        if not parameters or parameters[0].kind not in _POSITIONAL:
+        if not parameters or parameters[0].kind not in POSITIONAL:
             self._problem(
                 "the first parameter of a handler is its message, and there is none", "Add `message: YourMessage`."
             )
@@ -280,41 +250,9 @@ class _Reading:
         self, parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any]
     ) -> list[Dependency] | None:
         """Return the parameters' sources; None when one of them has none."""
-        found: list[Dependency] = []
-        complete, contiguous = True, True
-        for parameter in parameters:
-            if parameter.kind in _VARIADIC:
-                continue
-            source = self._source(parameter, hints.get(parameter.name))
-            if source is not None:
-                by_position = contiguous and parameter.kind in _POSITIONAL
-                found.append(Dependency(parameter.name, source, by_position, bare(hints.get(parameter.name))))
-            elif parameter.default is parameter.empty:
-                complete = False
-            else:
-                contiguous = False
+        found, complete = self.injector.dependencies(parameters, hints, self._problem)
         self.needs = tuple(found)
         return found if complete else None
-
-    def _source(self, parameter: inspect.Parameter, hint: Any) -> Source | None:
-        wanted = without_none(bare(hint))
-        kind = get_origin(wanted) or wanted
-        marks = [*(get_args(hint)[1:] if get_origin(hint) is Annotated else ()), parameter.default]
-        try:
-            provider = self.injector.container.provider(kind if isinstance(kind, type) else object, marks)
-        except LookupError as error:
-            what, cure = error.args
-            self._problem(f"parameter '{parameter.name}': {what}", cure)
-            return Source(lambda: None)
-        if provider is not None:
-            return Source(provider)
-        if kind in self.injector.from_context:
-            return Source(self.injector.from_context[kind], of_context=True)
-        if parameter.default is parameter.empty:
-            what = f"nothing provides '{parameter.name}' ({'not annotated' if hint is None else show(hint)})"
-            cure = "Add a provider of that type to the container, or give the parameter a default."
-            self._problem(what, self.injector.cures.get(getattr(kind, "__name__", ""), cure))
-        return None
 
 
 def _module_of(record: HandlerRecord, script: str) -> str:

@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cqrs.brokers.ending import Idle
 from cqrs.brokers.tally import Tally, caused, name_of, refused, text_of
 from cqrs.brokers.wire import keyed_headers, routing_key
 from cqrs.errors import ConfigurationError, DecodingError, Problem, PublishError
-from cqrs.outbox.publisher import Fate, Outcome, Pingable, Unavailable
+from cqrs.outbox.publisher import Fate, Naming, Outcome, Pingable, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,18 +46,24 @@ def check(broker: Any, problems: list[Problem], options: Mapping[str, Any] = Map
         problems.append(Problem(what, "Pass cqrs.brokers.faststream.FastStreamBroker(broker, stream='...')."))
 
 
+class _Direct(Naming, Pingable, Protocol):
+    """The toolkit's own publisher to the same broker."""
+
+
 class FastStreamBroker:
     """Publishes to where a FastStream broker points.
 
     For Kafka and RabbitMQ a connection of its own is opened with the broker's settings, and the broker is left alone,
     unless it is under test (`TestKafkaBroker`, `TestRabbitBroker`). Other brokers are connected, publish one message of
-    a key at a time, up to `lanes` keys side by side, and are stopped unless somebody has started them meanwhile; no
+    a key at a time, up to `strands` keys side by side, and are stopped unless somebody has started them meanwhile; no
     subscriber is started. `options` go to their `publish`: a NATS broker needs `stream=`.
 
     Raises `ConfigurationError` for a broker that would lose messages.
     """
 
-    def __init__(self, broker: Any, *, slots: int = 16, timeout: float = 8.0, lanes: int = 100, **options: Any) -> None:
+    def __init__(
+        self, broker: Any, *, slots: int = 16, timeout: float = 8.0, strands: int = 100, **options: Any
+    ) -> None:
         problems: list[Problem] = []
         check(broker, problems, options)
         if problems:
@@ -68,13 +74,17 @@ class FastStreamBroker:
         self._kind = kind_of(broker)
         self._slots = slots
         self._timeout = timeout
-        self._lanes = lanes
+        self._strands = strands
         self._options = options
         direct = _DIRECT.get(self._kind)
-        self._direct: Pingable | None = None if direct is None else direct(broker, slots, timeout)
+        self._direct: _Direct | None = None if direct is None else direct(broker, slots, timeout)
         self._ours = False
         self._idle = Idle()
         self._closed = False
+
+    def refusal(self, topic: str) -> str | None:
+        """Return what a topic has to be called, where the broker will never have one of this name."""
+        return None if self._direct is None else self._direct.refusal(topic)
 
     async def open(self) -> None:
         """Connect. A broker out of reach is reported and tried again at the first publish."""
@@ -125,20 +135,20 @@ class FastStreamBroker:
         return tally.outcomes
 
     async def _publish(self, tally: Tally) -> None:
-        waiting = deque(tally.by_lane(range(len(tally.envelopes))))
+        waiting = deque(tally.by_strand(range(len(tally.envelopes))))
 
         async def work() -> None:
             while waiting and not self._closed:
-                lane = waiting.popleft()
-                while lane and not self._closed:
-                    outcome = await self._publish_one(tally.envelopes[lane[0]])
+                strand = waiting.popleft()
+                while strand and not self._closed:
+                    outcome = await self._publish_one(tally.envelopes[strand[0]])
                     if outcome is not Fate.DELIVERED:
-                        tally.give_up(lane, outcome)
+                        tally.give_up(strand, outcome)
                         break
-                    tally.settle((lane.popleft(),), outcome)
+                    tally.settle((strand.popleft(),), outcome)
 
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(self._lanes, len(waiting))):
+            for _ in range(min(self._strands, len(waiting))):
                 tasks.create_task(work())
 
     async def _publish_one(self, envelope: Envelope) -> Outcome:
@@ -167,7 +177,7 @@ class FastStreamBroker:
         return type(self.broker.config.producer).__module__.endswith(".testing")
 
 
-def _kafka(broker: Any, slots: int, timeout: float) -> Pingable:
+def _kafka(broker: Any, slots: int, timeout: float) -> _Direct:
     from cqrs.brokers.kafka import CONNECTION, Kafka
 
     del slots
@@ -183,7 +193,7 @@ def _kafka(broker: Any, slots: int, timeout: float) -> Pingable:
     )
 
 
-def _rabbitmq(broker: Any, slots: int, timeout: float) -> Pingable:
+def _rabbitmq(broker: Any, slots: int, timeout: float) -> _Direct:
     from cqrs.brokers.rabbitmq import RabbitMQ
 
     settings = broker._connection_kwargs  # noqa: SLF001 - FastStream has no other name for them
@@ -235,4 +245,4 @@ _WAYS: dict[str, Callable[[Envelope, int], dict[str, Any]]] = {
     "rabbit": _routed,
     "redis": _to_stream,
 }
-_DIRECT: dict[str, Callable[[Any, int, float], Pingable]] = {"kafka": _kafka, "rabbit": _rabbitmq}
+_DIRECT: dict[str, Callable[[Any, int, float], _Direct]] = {"kafka": _kafka, "rabbit": _rabbitmq}

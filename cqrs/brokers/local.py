@@ -27,13 +27,13 @@ TIMEOUT = 60.0
 SHARES = 4
 """Into how many shares the keys of a handler that takes groups are spread: as many transactions side by side."""
 FAILURES = 2
-"""After how many failures the groups of a lane become half as large."""
+"""After how many failures the groups of a strand become half as large."""
 
 Taken = Callable[[Sequence[Envelope]], Awaitable[set[tuple[str, str]]]]
 
 
 class Local:
-    """Calls handlers: lanes side by side, in order within a lane, each handler in a transaction with its inbox row.
+    """Calls handlers: strands side by side, in order within a strand, each handler in a transaction with its inbox row.
 
     `patience` is for how many seconds rows of the outbox may be worked on, where they are held by locks: then what has
     not begun is not sent, and a first attempt that is still at work is overdue. A retry has its handler's own timeout.
@@ -47,7 +47,7 @@ class Local:
         *,
         taken: Taken,
         stopping: Callable[[], bool],
-        lanes: int = 16,
+        strands: int = 16,
         patience: float | None = None,
         lead: float = 1.0,
     ) -> None:
@@ -55,7 +55,7 @@ class Local:
         self._deliveries = deliveries
         self._taken = taken
         self._stopping = stopping
-        self._lanes = lanes
+        self._strands = strands
         self._patience = patience
         self._lead = lead
 
@@ -69,24 +69,24 @@ class Local:
         """Deliver to handlers; what the inbox holds already counts as delivered."""
         taken = await self._taken(envelopes)
         outcomes: list[Outcome] = [Fate.NOT_SENT] * len(envelopes)
-        lanes: dict[tuple[str, ...], list[int]] = {}
+        strands: dict[tuple[str, ...], list[int]] = {}
         for index, envelope in enumerate(envelopes):
             if (envelope.destination, envelope.message_id) in taken:
                 outcomes[index] = Fate.DELIVERED
             else:
-                lanes.setdefault(self._lane_of(envelope), []).append(index)
+                strands.setdefault(self._strand_of(envelope), []).append(index)
         parked = any(envelope.parked for envelope in envelopes)
         patience = inf if self._patience is None or parked else self._patience
         now = monotonic()
         work = _Work(self, envelopes, outcomes, now + patience * self._lead, now + patience)
-        waiting = deque(lanes.values())
+        waiting = deque(strands.values())
 
         async def drain() -> None:
             while waiting and work.may_begin():
                 await work.go(waiting.popleft())
 
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(self._lanes, len(waiting))):
+            for _ in range(min(self._strands, len(waiting))):
                 tasks.create_task(drain())
         return outcomes
 
@@ -100,10 +100,10 @@ class Local:
         found = self._deliveries.get((envelope.destination, envelope.type))
         return found[0].group if found is not None and not envelope.parked else 1
 
-    def _lane_of(self, envelope: Envelope) -> tuple[str, ...]:
+    def _strand_of(self, envelope: Envelope) -> tuple[str, ...]:
         """Return what is worked on in a row: a key's, or of a handler that takes groups, a share of all keys."""
         if self.group_of(envelope) == 1:
-            return envelope.lane
+            return envelope.strand
         return envelope.destination, str(envelope.share(SHARES))
 
     async def deliver_together(self, envelopes: Sequence[Envelope], end: float) -> bool:
@@ -162,7 +162,7 @@ class Local:
 
 
 class _Work:
-    """What becomes of one batch: each lane in order, up to its first failure."""
+    """What becomes of one batch: each strand in order, up to its first failure."""
 
     def __init__(
         self, local: Local, envelopes: Sequence[Envelope], outcomes: list[Outcome], last: float, end: float
@@ -179,7 +179,7 @@ class _Work:
         return not self._local.stopping and monotonic() < self._last
 
     async def go(self, indexes: Sequence[int]) -> None:
-        """Deliver a lane in groups where its handler takes them, and one by one after a group has failed."""
+        """Deliver a strand in groups where its handler takes them, and one by one after a group has failed."""
         left, failures = list(indexes), 0
         size = self._local.group_of(self._envelopes[indexes[0]])
         while left and self.may_begin():
@@ -190,7 +190,7 @@ class _Work:
             if failures == FAILURES:
                 size, failures = max(1, size // 2), 0
             await self._singly(group)
-            left = [index for index in left if self._envelopes[index].lane not in self._stuck]
+            left = [index for index in left if self._envelopes[index].strand not in self._stuck]
 
     async def _together(self, group: Sequence[int]) -> bool:
         if not await self._local.deliver_together([self._envelopes[index] for index in group], self._end):
@@ -202,13 +202,13 @@ class _Work:
     async def _singly(self, group: Sequence[int]) -> None:
         for index in group:
             envelope = self._envelopes[index]
-            if envelope.lane in self._stuck:
+            if envelope.strand in self._stuck:
                 continue
             if not self.may_begin():
                 return
             self._outcomes[index] = await self._local.deliver(envelope, self._end)
             if self._outcomes[index] is not Fate.DELIVERED:
-                self._stuck.add(envelope.lane)
+                self._stuck.add(envelope.strand)
 
 
 def _trace(envelope: Envelope) -> Trace:

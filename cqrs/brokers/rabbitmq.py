@@ -43,8 +43,10 @@ FAULTS = 2
 """How often a round is tried again in one publish because the broker closed its channel."""
 SHORT = 63
 """How many characters certainly fit into the 255 bytes of a property; what is longer has its header."""
+NAME_LIMIT = 255
+"""The bytes of an exchange's name."""
 TOO_LARGE = re.compile(r"message size \d+ .* max size (\d+)")
-Lane = deque[int]
+Strand = deque[int]
 
 
 class RabbitMQ:
@@ -88,6 +90,14 @@ class RabbitMQ:
 
         security = BaseSecurity(ssl_context=self._ssl_context, use_ssl=self._url.scheme == "amqps")
         return RabbitBroker(str(self._url), security=security, **options)
+
+    def refusal(self, topic: str) -> str | None:
+        """Return what a topic has to be called, where the broker will never have one of this name."""
+        if topic.startswith("amq."):
+            return "RabbitMQ keeps the exchanges whose names begin with 'amq.' for itself"
+        if len(topic.encode()) > NAME_LIMIT:
+            return f"RabbitMQ's exchanges have names of up to {NAME_LIMIT} bytes"
+        return None
 
     async def open(self) -> None:
         """Connect. A broker out of reach is reported and tried again at the first publish."""
@@ -137,7 +147,7 @@ class RabbitMQ:
 
     async def _publish_topic(self, tally: Tally, topic: str, indexes: list[int]) -> None:
         """Send round after round: the first message of each key, then the second of each, and so on."""
-        waiting = deque(tally.by_lane(indexes))
+        waiting = deque(tally.by_strand(indexes))
         faults = 0
         while waiting and not self._closed:
             try:
@@ -148,12 +158,12 @@ class RabbitMQ:
                 continue
             faults += 1
             if faults > FAULTS or self._channels.are_lost():
-                tally.give_up([index for lane in waiting for index in lane], self._unavailable(reason, topic))
+                tally.give_up([index for strand in waiting for index in strand], self._unavailable(reason, topic))
                 return
 
-    async def _round(self, tally: Tally, topic: str, waiting: deque[Lane]) -> BaseException | None:
-        """Send the first message of each lane, as many as the window holds; returns why some have no end."""
-        lanes, letters = self._write(tally, [waiting.popleft() for _ in range(min(self._window, len(waiting)))])
+    async def _round(self, tally: Tally, topic: str, waiting: deque[Strand]) -> BaseException | None:
+        """Send the first message of each strand, as many as the window holds; returns why some have no end."""
+        strands, letters = self._write(tally, [waiting.popleft() for _ in range(min(self._window, len(waiting)))])
         if not letters:
             return None
         ends: list[End] = [Fate.NOT_SENT] * len(letters)
@@ -163,31 +173,31 @@ class RabbitMQ:
             self._channels.drop(topic)
             raise
         finally:
-            again = [lane for lane, end in zip(lanes, ends, strict=True) if not self._settle(tally, lane, end)]
-            waiting.extend(lane for lane, end in zip(lanes, ends, strict=True) if lane and end is Fate.DELIVERED)
+            again = [strand for strand, end in zip(strands, ends, strict=True) if not self._settle(tally, strand, end)]
+            waiting.extend(more for more, end in zip(strands, ends, strict=True) if more and end is Fate.DELIVERED)
             waiting.extendleft(reversed(again))
         return self._channels.drop(topic) if again else None
 
-    def _write(self, tally: Tally, lanes: Sequence[Lane]) -> tuple[list[Lane], list[Letter]]:
-        """Return the first message of each lane, without the lanes whose first one can never be sent."""
-        sent: list[Lane] = []
+    def _write(self, tally: Tally, strands: Sequence[Strand]) -> tuple[list[Strand], list[Letter]]:
+        """Return the first message of each strand, without the strands whose first one can never be sent."""
+        sent: list[Strand] = []
         letters: list[Letter] = []
-        for lane in lanes:
-            envelope = tally.envelopes[lane[0]]
+        for strand in strands:
+            envelope = tally.envelopes[strand[0]]
             try:
                 letter = self._letter(envelope)
             except UNSENDABLE as error:
                 text = f"{name_of(envelope)} is nothing AMQP can carry: {text_of(error)}"
-                _stop(tally, lane, refused(text, error, final=True))
+                _stop(tally, strand, refused(text, error, final=True))
                 continue
             if len(envelope.payload) > self._limit:
                 text = (
                     f"{name_of(envelope)} has a body of {len(envelope.payload)} bytes; at most {self._limit} are sent. "
                     "Raise max_message_bytes and RabbitMQ's max_message_size, or publish a reference to what is large."
                 )
-                _stop(tally, lane, refused(text, final=True))
+                _stop(tally, strand, refused(text, final=True))
                 continue
-            sent.append(lane)
+            sent.append(strand)
             letters.append(letter)
         return sent, letters
 
@@ -206,17 +216,17 @@ class RabbitMQ:
         )
         return Letter(envelope.topic, routing_key(envelope, self._slots), properties, envelope.payload)
 
-    def _settle(self, tally: Tally, lane: Lane, end: End) -> bool:
-        """Note the end of a lane's first message; returns whether it has one."""
+    def _settle(self, tally: Tally, strand: Strand, end: End) -> bool:
+        """Note the end of a strand's first message; returns whether it has one."""
         if end is Fate.DELIVERED:
-            tally.settle([lane.popleft()], Fate.DELIVERED)
+            tally.settle([strand.popleft()], Fate.DELIVERED)
         elif isinstance(end, amqp.PublishError):
             frame: Any = end.frame
-            _stop(tally, lane, Unavailable(caused(unroutable(frame.exchange, frame.routing_key), end)))
+            _stop(tally, strand, Unavailable(caused(unroutable(frame.exchange, frame.routing_key), end)))
         elif isinstance(end, BaseException):
-            name = name_of(tally.envelopes[lane[0]])
+            name = name_of(tally.envelopes[strand[0]])
             cure = "A queue that it goes to is full (x-overflow: reject-publish), or lost its leader."
-            _stop(tally, lane, refused(f"RabbitMQ did not accept {name}. {cure}", end))
+            _stop(tally, strand, refused(f"RabbitMQ did not accept {name}. {cure}", end))
         else:
             return False
         return True
@@ -259,10 +269,10 @@ class RabbitMQ:
         return True
 
 
-def _stop(tally: Tally, lane: Lane, outcome: Outcome) -> None:
-    """End a lane's first message with this outcome, and the rest as not sent."""
-    tally.give_up(lane, outcome)
-    lane.clear()
+def _stop(tally: Tally, strand: Strand, outcome: Outcome) -> None:
+    """End a strand's first message with this outcome, and the rest as not sent."""
+    tally.give_up(strand, outcome)
+    strand.clear()
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -34,14 +34,14 @@ class Tally:
             self.open.discard(index)
 
     def stop(self, index: int, outcome: Outcome) -> None:
-        """End one with this outcome; what comes after it in its lane is not to be sent."""
+        """End one with this outcome; what comes after it in its strand is not to be sent."""
         self.settle((index,), outcome)
         envelope = self.envelopes[index]
         if envelope.key is not None:
             self.held.add((envelope.topic, envelope.key))
 
     def is_held(self, index: int) -> bool:
-        """Whether one before it in its lane was stopped; then it ends as not sent."""
+        """Whether one before it in its strand was stopped; then it ends as not sent."""
         envelope = self.envelopes[index]
         if (envelope.topic, envelope.key) not in self.held:
             return False
@@ -49,31 +49,31 @@ class Tally:
         return True
 
     def give_up(self, indexes: Iterable[int], outcome: Outcome) -> None:
-        """End the first of each lane with this outcome, and the rest as not sent."""
+        """End the first of each strand with this outcome, and the rest as not sent."""
         seen = set()
         for index in indexes:
             if self.is_held(index):
                 continue
-            lane = self.envelopes[index].lane
-            self.settle((index,), Fate.NOT_SENT if lane in seen else outcome)
-            seen.add(lane)
+            strand = self.envelopes[index].strand
+            self.settle((index,), Fate.NOT_SENT if strand in seen else outcome)
+            seen.add(strand)
 
     def give_up_all(self, outcome: Outcome) -> None:
-        """End all that have no end yet: the first of each lane with this outcome, and the rest as not sent."""
+        """End all that have no end yet: the first of each strand with this outcome, and the rest as not sent."""
         self.give_up(sorted(self.open), outcome)
 
     def is_silent(self) -> bool:
         """Whether nothing at all has been heard of any."""
         return all(outcome is Fate.NOT_SENT for outcome in self.outcomes)
 
-    def by_lane(self, indexes: Iterable[int]) -> Iterable[deque[int]]:
-        """Return the lanes that these are in, each in its order; one without a key is a lane of its own."""
-        lanes: dict[tuple[str, str | int], deque[int]] = {}
+    def by_strand(self, indexes: Iterable[int]) -> Iterable[deque[int]]:
+        """Return the strands that these are in, each in its order; one without a key is a strand of its own."""
+        strands: dict[tuple[str, str | int], deque[int]] = {}
         for index in indexes:
             envelope = self.envelopes[index]
-            lane = envelope.topic, index if envelope.key is None else envelope.key
-            lanes.setdefault(lane, deque()).append(index)
-        return lanes.values()
+            strand = envelope.topic, index if envelope.key is None else envelope.key
+            strands.setdefault(strand, deque()).append(index)
+        return strands.values()
 
     def by_topic(self) -> dict[str, list[int]]:
         """Return those that have no end yet, in their order."""

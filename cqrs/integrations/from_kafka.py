@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class _Listener:
-    """Lets lanes end before their partitions are given up: what slips through is a duplicate for the inbox."""
+    """Lets strands end before their partitions are given up: what slips through is a duplicate for the inbox."""
 
     def __init__(self, consumer: Consumer, grace: float) -> None:
         self._consumer = consumer
@@ -85,7 +85,7 @@ def subscribe(broker: Any, consumer: Consumer, name: str, grace: float) -> list[
 
 
 def _begin_and_end(subscriber: Any, consumer: Consumer, listener: Any, grace: float) -> None:
-    """Begin no further lane once it stops, and leave nothing behind that is still at work after the grace period."""
+    """Begin no further strand once it stops, and leave nothing behind that is still at work after the grace period."""
     start: Callable[[], Awaitable[None]] = subscriber.start
     stop: Callable[[], Awaitable[None]] = subscriber.stop
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from cqrs.outbox.rows import Claimed, Lane
+    from cqrs.outbox.rows import Claimed, Strand
     from cqrs.outbox.store import Store
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Admission:
         async with self._store.readers.connect() as connection:
             parked, known = await self._parked_among(connection, rows)
         new = [row for row in rows if _identity(row) not in known]
-        return [row for row in new if row.lane not in parked], [row for row in new if row.lane in parked]
+        return [row for row in new if row.strand not in parked], [row for row in new if row.strand in parked]
 
     async def park(self, failed: Sequence[Verdict], held: Sequence[Claimed]) -> list[Claimed]:
         """Park what failed, and what is held back behind it; return what nothing holds back any more.
@@ -62,16 +62,16 @@ class Admission:
                         else self._without_body(verdict.row, longest, verdict.error)
                     )
                     await self._insert(connection, [kept.row], self._ending(kept, parked))
-                    if kept.row.lane[2] is not None and (kept.wait is not None or kept.blocks):
-                        parked.add(kept.row.lane)
-            behind = [row for row in held if row.lane in parked and _identity(row) not in known]
+                    if kept.row.strand[2] is not None and (kept.wait is not None or kept.blocks):
+                        parked.add(kept.row.strand)
+            behind = [row for row in held if row.strand in parked and _identity(row) not in known]
             for fits, some in groupby(behind, lambda row: _fits(row, longest)):
                 if fits:
                     await self._insert(connection, list(some), held_back())
                 else:
                     for lost in (self._without_body(row, longest) for row in some):
                         await self._insert(connection, [lost.row], self._ending(lost, parked))
-        return [row for row in held if row.lane not in parked]
+        return [row for row in held if row.strand not in parked]
 
     def _without_body(self, row: Claimed, longest: float, error: str = "") -> Verdict:
         """Return the verdict on a row that cannot be kept as it is: dead, or it would be tried again for ever."""
@@ -90,9 +90,9 @@ class Admission:
             return inf
         return await self._store.dialect.longest_body(connection)
 
-    def _ending(self, verdict: Verdict, parked: Collection[Lane]) -> dict[str, Any]:
+    def _ending(self, verdict: Verdict, parked: Collection[Strand]) -> dict[str, Any]:
         ending = self._store.parked.ending(verdict)
-        return {**ending, "next_attempt_at": null()} if verdict.row.lane in parked else ending
+        return {**ending, "next_attempt_at": null()} if verdict.row.strand in parked else ending
 
     async def _insert(self, connection: AsyncConnection, rows: Sequence[Claimed], ending: Mapping[str, Any]) -> None:
         values = {"source_id": null(), "created_at": self._store.now(), **ending}
@@ -100,25 +100,25 @@ class Admission:
 
     async def _parked_among(
         self, connection: AsyncConnection, rows: Iterable[Claimed]
-    ) -> tuple[set[Lane], set[tuple[str, str]]]:
-        """Return the lanes of these rows that are parked, and the (destination, id) of rows that stand there."""
+    ) -> tuple[set[Strand], set[tuple[str, str]]]:
+        """Return the strands of these rows that are parked, and the (destination, id) of rows that stand there."""
         table = self._table
-        lanes: set[Lane] = set()
+        strands: set[Strand] = set()
         known: set[tuple[str, str]] = set()
         for (destination, topic), here in _by_place(rows).items():
             place = (table.c.destination == destination, table.c.topic == topic)
             if await connection.scalar(select(table.c.seq).where(*place).limit(1)) is None:
                 continue
-            keys = sorted({row.lane[2] for row in here if row.lane[2] is not None})
+            keys = sorted({row.strand[2] for row in here if row.strand[2] is not None})
             for some in chunks(keys):
                 held = (*place, table.c.message_key.in_(some), self._store.parked.parks(table, self._skipping))
                 found = await connection.scalars(select(table.c.message_key).where(*held).distinct())
-                lanes.update((destination, topic, key) for key in found)
+                strands.update((destination, topic, key) for key in found)
             for part in chunks(here):
                 wanted = (table.c.event_id.in_([row.envelope.message_id for row in part]), _keys(table, part))
                 ids = await connection.scalars(select(table.c.event_id).where(*place, *wanted))
                 known.update((destination, event_id) for event_id in ids)
-        return lanes, known
+        return strands, known
 
 
 def _fits(row: Claimed, longest: float) -> bool:
@@ -132,12 +132,12 @@ def _identity(row: Claimed) -> tuple[str, str]:
 def _by_place(rows: Iterable[Claimed]) -> dict[Place, list[Claimed]]:
     found: dict[Place, list[Claimed]] = {}
     for row in rows:
-        found.setdefault(row.lane[:2], []).append(row)
+        found.setdefault(row.strand[:2], []).append(row)
     return found
 
 
 def _keys(table: Any, rows: Sequence[Claimed]) -> Any:
     """Return the condition by which the index is used: rows of these keys, or without one."""
-    keys = {row.lane[2] for row in rows}
+    keys = {row.strand[2] for row in rows}
     named = table.c.message_key.in_(sorted(key for key in keys if key is not None))
     return named | table.c.message_key.is_(None) if None in keys else named

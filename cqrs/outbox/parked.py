@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Row, Table
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from cqrs.outbox.rows import Lane
+    from cqrs.outbox.rows import Strand
     from cqrs.outbox.store import Store
 
 CHUNK = 400
@@ -110,7 +110,7 @@ class Parked:
         for verdict in failed:
             await connection.execute(update(table).where(table.c.seq == verdict.row.id).values(**self.ending(verdict)))
         for row in (*done, *freed):
-            await self._make_next_due(connection, row.lane, skipping)
+            await self._make_next_due(connection, row.strand, skipping)
         for some in chunks([row.id for row in returned]):
             back = update(table).where(table.c.seq.in_(some))
             await connection.execute(back.values(next_attempt_at=self._store.now()))
@@ -121,13 +121,13 @@ class Parked:
         if slots:
             await self._store.dialect.hold(connection, self._store, slots)
 
-    async def _make_next_due(self, connection: AsyncConnection, lane: Lane, skipping: Collection[str]) -> None:
+    async def _make_next_due(self, connection: AsyncConnection, strand: Strand, skipping: Collection[str]) -> None:
         """Make the first of a key due, unless what comes first is dead and holds it back."""
-        destination, topic, key = lane
+        destination, topic, key = strand
         if key is None:
             return
         table = self._table
-        left = (_same_lane(table, destination, topic, key), self.parks(table, skipping))
+        left = (_same_strand(table, destination, topic, key), self.parks(table, skipping))
         first = await connection.scalar(select(func.min(table.c.seq)).where(*left))
         if first is not None:
             waits = (table.c.state == WAITING, table.c.next_attempt_at.is_(None))
@@ -188,8 +188,8 @@ class Parked:
         copy = select(*(table.c[name] for name in columns)).where(table.c.seq == row.seq)
         await connection.execute(insert(table).from_select(columns, copy))
         await connection.execute(delete(table).where(table.c.seq == row.seq))
-        lane = _same_lane(table, row.destination, row.topic, row.message_key)
-        return int(await connection.scalar(select(func.max(table.c.seq)).where(lane)) or 0)
+        strand = _same_strand(table, row.destination, row.topic, row.message_key)
+        return int(await connection.scalar(select(func.max(table.c.seq)).where(strand)) or 0)
 
     async def _waits_behind(
         self, connection: AsyncConnection, row: Row[Any], seq: int, skipping: Collection[str]
@@ -197,9 +197,9 @@ class Parked:
         if row.message_key is None:
             return False
         table = self._table
-        lane = _same_lane(table, row.destination, row.topic, row.message_key)
+        strand = _same_strand(table, row.destination, row.topic, row.message_key)
         return bool(
-            await connection.scalar(select(exists().where(lane, self.parks(table, skipping), table.c.seq < seq)))
+            await connection.scalar(select(exists().where(strand, self.parks(table, skipping), table.c.seq < seq)))
         )
 
     async def discard(self, seqs: Sequence[int], skipping: Collection[str] = ()) -> int:
@@ -240,7 +240,7 @@ def shown(table: Table, view: View) -> list[ColumnElement[bool]]:
     ]
 
 
-def _same_lane(table: Table, destination: str, topic: str, key: str | None) -> ColumnElement[bool]:
+def _same_strand(table: Table, destination: str, topic: str, key: str | None) -> ColumnElement[bool]:
     return and_(table.c.destination == destination, table.c.topic == topic, table.c.message_key == key)
 
 

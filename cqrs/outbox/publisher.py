@@ -58,11 +58,20 @@ class Publisher(Protocol):
     async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
         """Deliver, and return one outcome an envelope, in their order.
 
-        `DELIVERED` is said only of what was acknowledged. Envelopes of one lane are delivered in the order given, and
-        after the first of a lane that is not delivered the rest of it is `NOT_SENT`; lanes do not wait for each other.
+        `DELIVERED` is said only of what was acknowledged. Envelopes of one strand are delivered in the order given, and
+        after the first that is not delivered the rest of its strand is `NOT_SENT`; strands do not wait for each other.
         `Failed` is said of an envelope that was refused, `Unavailable` where its topic or the broker cannot be
         reached. It does not retry and raises nothing but cancellation: the relay decides what comes next.
         """
+        ...
+
+
+@runtime_checkable
+class Naming(Publisher, Protocol):
+    """A publisher whose broker does not take every topic; `bootstrap` asks it."""
+
+    def refusal(self, topic: str) -> str | None:
+        """Return what a topic has to be called, where the broker will never have one of this name."""
         ...
 
 

@@ -16,7 +16,7 @@ COPIED = ("event_id", "destination", "topic", "message_key", "type", "headers", 
 CLAIMED = ("slot", "event_id", "destination", "topic", "message_key", "type", "headers", "payload")
 """The columns of a claimed row, behind its number."""
 
-Lane = tuple[str, str, str | None]
+Strand = tuple[str, str, str | None]
 """Destination, topic and key: what order is kept within."""
 
 
@@ -35,7 +35,7 @@ class Claimed(NamedTuple):
         return self.envelope.attempt - 1
 
     @property
-    def lane(self) -> Lane:
+    def strand(self) -> Strand:
         """Within what it keeps its order; without a key it stands alone."""
         return self.envelope.destination, self.envelope.topic, self.envelope.key
 

@@ -7,10 +7,29 @@ from typing import TYPE_CHECKING
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
+from cqrs.errors import SchemaError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cqrs.outbox.store import Store
+
+
+async def agree(store: Store, wanted: Mapping[str, str]) -> None:
+    """Record settings; raises `SchemaError` where the tables are another application's, or have other slots."""
+    found = await record(store, wanted)
+    theirs, ours = found["application"], wanted["application"]
+    if theirs != ours:
+        raise SchemaError(
+            f"These tables belong to the application '{theirs}', and this one is '{ours}'. "
+            f"If it is the same application, pass name='{theirs}' to bootstrap; "
+            "otherwise give it tables of its own: prefix='...', or on a server schema='...'."
+        )
+    if found["slots"] != wanted["slots"]:
+        raise SchemaError(
+            f"The outbox was begun with {found['slots']} slots, and this application has {wanted['slots']}. "
+            f"Pass slots={found['slots']} to bootstrap, or empty the outbox and its slot table before a change."
+        )
 
 
 async def record(store: Store, wanted: Mapping[str, str]) -> dict[str, str]:

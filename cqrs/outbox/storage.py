@@ -1,4 +1,4 @@
-"""A mediator's storage: opens the database, checks its schema, begins transactions, and runs the relay."""
+"""A mediator's storage: opens the database, begins transactions, runs the relay, and keeps house."""
 
 from __future__ import annotations
 
@@ -7,27 +7,23 @@ import logging
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from cqrs import migrations
 from cqrs.codec import BROKER
-from cqrs.errors import DrainTimeout, NotOpen, SchemaError
+from cqrs.errors import NotOpen
+from cqrs.outbox import schema_check
 from cqrs.outbox.carrier import Carrier
-from cqrs.outbox.database import reach, shown
+from cqrs.outbox.database import reach
 from cqrs.outbox.desk import Outbox
+from cqrs.outbox.emitted import Emitted
 from cqrs.outbox.faults import remember_faults
 from cqrs.outbox.group import Group, Member, Saved
 from cqrs.outbox.publisher import Pingable, Publisher
 from cqrs.outbox.relay import Pace, Relay
-from cqrs.outbox.rows import DEAD
-from cqrs.outbox.settings import record
-from cqrs.outbox.survey import describe
+from cqrs.outbox.settings import agree, record
 from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
-from cqrs.outbox.waiting import came
 from cqrs.registry import Kind
 from cqrs.schema import VERSION
 
@@ -47,11 +43,10 @@ log = logging.getLogger(__name__)
 
 Work = TypeVar("Work", bound=Transaction)
 
-REMEMBERED = 100_000
-"""How many events that this process emitted `drain` waits for: the last ones."""
 HOUSEKEEPING = 60.0
+"""Seconds between two rounds of housekeeping."""
 UNCLAIMED = 900.0
-LOOK = 0.05
+"""Seconds after which it reports rows that nobody claims."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +95,7 @@ class Storage:
         self._writing = _sessions(database, store.writers)
         self._reading = _sessions(database, store.readers)
         self.is_open = False
-        self._emitted: dict[str, None] = {}
+        self._emitted = Emitted(store)
         self._reported: set[str] = set()
         self._opened = AsyncExitStack()
         self._ring: Callable[[], None] = _nobody
@@ -152,12 +147,13 @@ class Storage:
         """Remember what this process emitted, for `drain`, tell of it, and wake the relay."""
         if self.committed is not None:
             self.committed(envelopes)
-        for envelope in envelopes:
-            self._emitted[envelope.message_id] = None
-        while len(self._emitted) > REMEMBERED:
-            del self._emitted[next(iter(self._emitted))]
+        self._emitted.add(envelopes)
         self.relay.wake()
         self._ring()
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until what this process emitted has ended. Raises `DrainTimeout`, which lists what has not."""
+        await self._emitted.drain(timeout, self.relay.settled)
 
     # Opening and closing
 
@@ -169,8 +165,8 @@ class Storage:
                 stack.push_async_callback(self._database.writers.dispose)
             self.relay.prepare()
             await self.connect()
-            await self._check_schema()
-            await self._check_settings()
+            await schema_check.ensure(self._database, self.store)
+            await agree(self.store, self._wanted())
             await self._carrier.agree()
             stack.push_async_callback(self._carrier.leave)
             await self._report_unserved(0.0)
@@ -210,48 +206,15 @@ class Storage:
         """Raise `DatabaseUnreachable`, which says in plain words why, if the database cannot be reached."""
         await reach(self._database)
 
-    async def _check_schema(self) -> None:
-        database = self._database
-        async with self.store.writers.begin() as connection:
-            number = await connection.run_sync(migrations.recorded_number, database.prefix, database.schema)
-            embedded = number == 0 and connection.dialect.name == "sqlite"
-            fresh = embedded and not await connection.run_sync(_has_tables, database.prefix)
-            if number < VERSION and (fresh or database.migrate):
-                async with self.store.dialect.migrating(connection):
-                    await connection.run_sync(_migrate, database)
-                return
-        self._accept(number)
-        await self.store.dialect.check(self.store)
-
     async def check_schema(self) -> None:
         """Raise `SchemaError`, with the command to run, if the tables are not those that this version needs."""
-        database = self._database
         await self.connect()
-        async with self.store.readers.connect() as connection:
-            self._accept(await connection.run_sync(migrations.recorded_number, database.prefix, database.schema))
+        await schema_check.check(self._database, self.store)
 
     async def lag(self) -> float:
         """Return for how many seconds the oldest row has waited that relays would take now."""
         await self.connect()
         return await self.store.lag()
-
-    def _accept(self, number: int) -> None:
-        if number != VERSION:
-            raise SchemaError(_schema_advice(number, self._database))
-
-    async def _check_settings(self) -> None:
-        found = await record(self.store, self._wanted())
-        if found["application"] != self._name:
-            raise SchemaError(
-                f"These tables belong to the application '{found['application']}', and this one is '{self._name}'. "
-                f"If it is the same application, pass name='{found['application']}' to bootstrap; "
-                "otherwise give it tables of its own: prefix='...', or on a server schema='...'."
-            )
-        if found["slots"] != str(self.store.slots):
-            raise SchemaError(
-                f"The outbox was begun with {found['slots']} slots, and this application has {self.store.slots}. "
-                f"Pass slots={found['slots']} to bootstrap, or empty the outbox and its slot table before a change."
-            )
 
     def _wanted(self) -> dict[str, str]:
         """Return what the settings say; housekeeping writes it again where somebody deleted it."""
@@ -303,29 +266,6 @@ class Storage:
             ):
                 return
 
-    # Draining
-
-    async def drain(self, timeout: float) -> None:
-        """Wait until what this process emitted has ended."""
-        end = monotonic() + timeout
-        # What was emitted while the database was asked has not been asked for yet.
-        while (left := await self._unended()) or self._emitted:
-            if left and all(state == DEAD for *_, state in left):
-                raise DrainTimeout(describe(left), "given up: app.outbox.replay() or discard() ends them")
-            if monotonic() >= end:
-                raise DrainTimeout(describe(left), f"not delivered after {timeout:g} s")
-            self.relay.settled.clear()
-            await came(self.relay.settled, min(LOOK, max(0.0, end - monotonic())))
-
-    async def _unended(self) -> list[tuple[str, str, str, str]]:
-        asked = list(self._emitted)
-        left = await self.store.unended(asked)
-        pending = {event_id for event_id, *_ in left}
-        for event_id in asked:
-            if event_id not in pending:
-                self._emitted.pop(event_id, None)
-        return left
-
 
 def _nobody() -> None:
     """Stand for a bell where the database has none."""
@@ -343,26 +283,3 @@ async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-
-
-def _has_tables(connection: Any, prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in inspect(connection).get_table_names())
-
-
-def _migrate(connection: Any, database: Database) -> None:
-    migrations.migrate(connection, prefix=database.prefix, schema=database.schema)
-
-
-def _schema_advice(number: int, database: Database) -> str:
-    url = shown(database.writers.url)
-    if number > VERSION:
-        return (
-            f"{url} has schema number {number}, and this version of cqrs-toolkit knows {VERSION}: the database was "
-            "upgraded for a newer version. Run `pip install --upgrade cqrs-toolkit`."
-        )
-    found = "no tables of cqrs-toolkit" if number == 0 else f"schema number {number}"
-    return (
-        f"{url} has {found}, and this version needs number {VERSION}. Add `cqrs.migrations.upgrade(op, to={VERSION})` "
-        "to a revision of your Alembic project and run `alembic upgrade head`; without Alembic, run "
-        "`cqrs db upgrade`, or pass migrate=True to bootstrap."
-    )

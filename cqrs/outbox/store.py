@@ -1,6 +1,7 @@
 """The statements over the outbox of one set of tables.
 
-With `parked`, `inbox`, `settings`, `leases`, `locks` and the dialects the only module that speaks SQL about them.
+With `parked`, `inbox`, `settings`, `leases`, `locks` and the dialects with their slots the only module that speaks SQL
+about them.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Judge:
     def _end_of(self, row: Claimed, error: BaseException) -> tuple[float | None, bool]:
         """Ask the policy; in the place of one that fails itself stands the default, or the row would never end."""
         try:
-            wait, blocks = self._end(row.lane[0], error, row.attempts + 1)
+            wait, blocks = self._end(row.strand[0], error, row.attempts + 1)
             return None if wait is None else min(wait, LONGEST_WAIT), blocks
         except Exception:
             log.exception("The retry policy of %s has failed, so it gets the default.", row.envelope.destination)

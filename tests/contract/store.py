@@ -126,7 +126,7 @@ async def park(store: Store, wait: float | None = 30.0, *, blocks: bool = True, 
     await settle(store, "one", [], [refused(first, wait, blocks=blocks)])
 
 
-OTHER_LANES = [
+OTHER_STRANDS = [
     letter(2, "b"),
     letter(2, "A"),
     letter(2, "a "),
@@ -134,7 +134,7 @@ OTHER_LANES = [
     letter(2, topic="stock"),
     letter(2, topic="Orders"),
 ]
-"""Rows that are not of the lane of `letter(1)`."""
+"""Rows that are not of the strand of `letter(1)`."""
 
 
 class StoreContract(AdmissionContract):
@@ -328,8 +328,8 @@ class StoreContract(AdmissionContract):
         await park(store, None, blocks=False)
         assert numbers(await claim(store, skipping=["handler"])) == [2]
 
-    @pytest.mark.parametrize("other", OTHER_LANES, ids=lambda other: f"{other.topic}-{other.key}")
-    async def test_rows_of_another_lane_are_not_held_back(self, store: Store, other: Envelope):
+    @pytest.mark.parametrize("other", OTHER_STRANDS, ids=lambda other: f"{other.topic}-{other.key}")
+    async def test_rows_of_another_strand_are_not_held_back(self, store: Store, other: Envelope):
         await add(store, letter(1), other)
         await park(store, None)
         assert numbers(await claim(store)) == [2]

@@ -182,12 +182,12 @@ class TestKafkaPublisher(BrokerContract):
         assert sorted(await bench.arrived()) == [f"{number:05}" for number in range(5000)]
 
     async def test_lanes_publish_side_by_side(self, bench: KafkaBench):
-        async def publish(lane: str) -> None:
+        async def publish(key: str) -> None:
             for number in range(0, 200, 10):
-                batch = [letter(f"{lane}{n:03}", lane) for n in range(number, number + 10)]
+                batch = [letter(f"{key}{n:03}", key) for n in range(number, number + 10)]
                 assert set(await bench.publish(batch)) == {Fate.DELIVERED}
 
-        await asyncio.gather(*(publish(lane) for lane in "abcd"))
+        await asyncio.gather(*(publish(key) for key in "abcd"))
         arrived = await bench.arrived()
-        for lane in "abcd":
-            assert [found for found in arrived if found[0] == lane] == [f"{lane}{number:03}" for number in range(200)]
+        for key in "abcd":
+            assert [found for found in arrived if found[0] == key] == [f"{key}{number:03}" for number in range(200)]

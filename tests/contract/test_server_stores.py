@@ -11,13 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cqrs import migrations
 from cqrs.codec import Envelope
-from cqrs.outbox import asyncpg_driver, locks, mysql
+from cqrs.outbox import asyncpg_driver, locks, slot_rows
 from cqrs.outbox.database import connect, dialect_of
 from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.settings import record
 from cqrs.outbox.store import Store
 from tests.contract.store import (
-    OTHER_LANES,
+    OTHER_STRANDS,
     OpenStore,
     StoreContract,
     add,
@@ -181,9 +181,9 @@ class TestAsyncmy(ServerContract):
         return create_async_engine(url, pool_size=5, isolation_level="REPEATABLE READ")
 
     # A key that ends with a blank is refused at emit: MySQL does not tell it apart.
-    @pytest.mark.parametrize("other", [other for other in OTHER_LANES if other.key != "a "])
-    async def test_rows_of_another_lane_are_not_held_back(self, store: Store, other: Envelope):
-        await super().test_rows_of_another_lane_are_not_held_back(store, other)
+    @pytest.mark.parametrize("other", [other for other in OTHER_STRANDS if other.key != "a "])
+    async def test_rows_of_another_strand_are_not_held_back(self, store: Store, other: Envelope):
+        await super().test_rows_of_another_strand_are_not_held_back(store, other)
 
     async def test_a_slot_whose_row_somebody_deleted_has_no_work_until_it_is_there_again(self, store: Store):
         await add(store, letter(1))
@@ -199,4 +199,4 @@ class TestAsyncmyBesideManyParkedKeys(TestAsyncmy):
 
     @pytest.fixture(autouse=True)
     def few_parked_keys_are_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mysql, "MOST_PARKED", 0)
+        monkeypatch.setattr(slot_rows, "MOST_PARKED", 0)

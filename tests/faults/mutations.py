@@ -20,11 +20,11 @@ def swapped(envelopes: Sequence[Envelope]) -> list[Envelope]:
     sent = list(envelopes)
     last: dict[tuple[str, str, str], int] = {}
     for index, envelope in enumerate(sent):
-        before = last.get(envelope.lane)
+        before = last.get(envelope.strand)
         if before is not None:
             sent[before], sent[index] = sent[index], sent[before]
             return sent
-        last[envelope.lane] = index
+        last[envelope.strand] = index
     return sent
 
 

@@ -392,12 +392,12 @@ async def test_a_notification_goes_out_under_the_id_that_its_body_has(registry: 
 
 def test_order_is_kept_within_destination_topic_and_key():
     envelope = Envelope("m1", "broker", "orders", "o1", "OrderPlaced", "{}", b"{}")
-    assert envelope.lane == ("broker", "orders", "o1")
+    assert envelope.strand == ("broker", "orders", "o1")
 
 
-def test_an_event_without_a_key_is_in_a_lane_of_its_own():
+def test_an_event_without_a_key_is_in_a_strand_of_its_own():
     envelope = Envelope("m1", "broker", "orders", None, "OrderPlaced", "{}", b"{}")
-    assert envelope.lane == ("broker", "orders", "m1")
+    assert envelope.strand == ("broker", "orders", "m1")
 
 
 TRACE = Trace("m1", "c1", "m0", {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})

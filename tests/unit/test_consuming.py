@@ -25,14 +25,14 @@ class FakeParking:
         self.freed: set[str] = set()
         self.dead: list[str] = []
 
-    def _lanes(self) -> set[str]:
+    def _strands(self) -> set[str]:
         return {key for _, key in self.rows if key}
 
     async def look(self, rows: Sequence[Claimed]) -> tuple[list[Claimed], list[Claimed]]:
         if self.away is not None:
             raise self.away
         new = [row for row in rows if (row.envelope.message_id, row.envelope.key) not in self.rows]
-        parked = [row for row in new if row.envelope.key in self._lanes()]
+        parked = [row for row in new if row.envelope.key in self._strands()]
         return [row for row in new if row not in parked], parked
 
     async def park(self, failed: Sequence[Verdict], held: Sequence[Claimed]) -> list[Claimed]:
@@ -82,12 +82,12 @@ class Scene:
         outcomes: list[Outcome] = [Fate.NOT_SENT] * len(envelopes)
         stuck = set()
         for index, envelope in enumerate(envelopes):
-            if envelope.lane not in stuck:
+            if envelope.strand not in stuck:
                 outcomes[index] = self.answer(envelope.message_id)
                 if outcomes[index] is Fate.DELIVERED:
                     self.delivered.append(envelope.message_id)
                 else:
-                    stuck.add(envelope.lane)
+                    stuck.add(envelope.strand)
         return outcomes
 
     @property

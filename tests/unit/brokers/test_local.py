@@ -213,11 +213,11 @@ async def test_a_handler_that_is_cancelled_from_within_takes_no_others_with_it()
 
     batch = [letter(number, f"k{number}") for number in range(40)]
     app = FakeApplication(handle)
-    app.publisher._lanes = 1
+    app.publisher._strands = 1
     assert (await app.publisher.publish(batch))[1:] == [Fate.DELIVERED] * 39
 
 
-async def test_no_more_handlers_run_side_by_side_than_there_are_lanes():
+async def test_no_more_handlers_run_side_by_side_than_there_are_strands():
     running, most = 0, 0
 
     async def handle(message: Happened, trace: Trace) -> None:

@@ -11,7 +11,7 @@ def test_what_has_no_end_was_not_sent():
     assert (tally.outcomes, tally.open) == ([Fate.NOT_SENT] * 3, {0, 1, 2})
 
 
-def test_what_comes_after_a_stop_in_its_lane_is_held():
+def test_what_comes_after_a_stop_in_its_strand_is_held():
     tally = Tally([letter("1", "a"), letter("2", "a"), letter("3", "b"), letter("4", None), letter("5", None)])
     tally.stop(0, FAILED)
     tally.stop(3, FAILED)
@@ -19,7 +19,7 @@ def test_what_comes_after_a_stop_in_its_lane_is_held():
     assert tally.open == {2, 4}
 
 
-def test_giving_up_ends_the_first_of_each_lane_and_none_that_is_held():
+def test_giving_up_ends_the_first_of_each_strand_and_none_that_is_held():
     tally = Tally([letter("1", "a"), letter("2", "a"), letter("3", "b"), letter("4", "b"), letter("5", None)])
     tally.stop(0, FAILED)
     tally.give_up([1, 2, 3, 4], GONE)
@@ -33,9 +33,9 @@ def test_what_is_open_is_told_by_topic_in_order():
     assert tally.by_topic() == {"orders": [0, 2]}
 
 
-def test_a_lane_is_a_key_of_a_topic_or_a_message_without_one():
+def test_a_strand_is_a_key_of_a_topic_or_a_message_without_one():
     tally = Tally([letter("1", "a"), letter("2", None), letter("3", "a"), letter("4", None)])
-    assert [list(lane) for lane in tally.by_lane(range(4))] == [[0, 2], [1], [3]]
+    assert [list(strand) for strand in tally.by_strand(range(4))] == [[0, 2], [1], [3]]
 
 
 def test_silent_is_what_nothing_was_heard_of():

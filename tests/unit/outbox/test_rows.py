@@ -26,7 +26,7 @@ def test_parked_rows_come_with_their_attempts():
 
 def test_a_row_keeps_its_order_within_destination_topic_and_key():
     (row,) = claimed([saved(7)])
-    assert row.lane == ("broker", "orders", "a")
+    assert row.strand == ("broker", "orders", "a")
 
 
 def test_of_no_rows_there_are_none():
