@@ -98,7 +98,7 @@ def bootstrap(
         inbox_retention,
         dead_retention,
     )
-    return compose(Blueprint(wishes, _with_bound(found, binders), container, tuple(middlewares)))
+    return compose(Blueprint(wishes, _with_bound(found, binders), container, _several(middlewares)))
 
 
 def _collect(
@@ -123,11 +123,14 @@ def _collect(
     return Found(records, modules, registries, problems, narrowed=bool(paths))
 
 
-def _with_bound(found: Found, mappers: Iterable[tuple[Kind, Mapper | None]]) -> Found:
+def _with_bound(found: Found, mappers: Iterable[tuple[Kind, Any]]) -> Found:
     bound = Registry()
     for kind, mapper in mappers:
-        if mapper is not None:
+        if callable(mapper):
             mapper(Binder(kind, bound))
+        elif mapper is not None:
+            cure = "Pass a function: lambda m: m.bind(CreateUser, CreateUserHandler)."
+            found.problems.append(Problem(f"The mapper of {kind} handlers, {mapper!r}, cannot be called", cure))
     decorated = {record.target: record for record in found.records}
     targets = {record.target for record in bound.handlers}
     kept = [record for record in found.records if record.target not in targets]
@@ -138,9 +141,14 @@ def _with_bound(found: Found, mappers: Iterable[tuple[Kind, Mapper | None]]) -> 
     return replace(found, records=[*kept, *mapped])
 
 
+def _several(middlewares: Any) -> Any:
+    """Return them as a tuple; what is none is refused later, with all else."""
+    return tuple(middlewares) if isinstance(middlewares, Iterable) else middlewares
+
+
 def _default_name(paths: Sequence[str], caller: str) -> str:
-    module = next(iter(paths), None) or (script_name() if caller == "__main__" else caller)
-    return module.partition(".")[0]
+    module = next(iter(paths), "").partition(".")[0]
+    return module or (script_name() if caller == "__main__" else caller).partition(".")[0]
 
 
 class _Callable(ModuleType):

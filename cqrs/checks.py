@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from cqrs.codec import HANDLER_LIMIT
 from cqrs.errors import Problem
 from cqrs.messages import Command, Query, Request
+from cqrs.options import ON_DEAD, POLICIES, SECONDS, TEXT, are_policies, is_number, is_on_dead, is_text
 from cqrs.plan import Plan, check_publication
 from cqrs.registry import HandlerRecord, Middleware, Publication, Registry, default_registry, source_of
-from cqrs.retry import OnDead, Policies, Retry
 
 if TYPE_CHECKING:
+    from cqrs.retry import OnDead, Policies
     from cqrs.signature import Handler
 
 SLOT_LIMIT = 1024
@@ -87,7 +87,7 @@ class Blueprint:
 def check(wishes: Wishes, found: Found, plans: Mapping[type, Plan], problems: list[Problem]) -> None:
     """Add what is wrong with the wiring as a whole."""
     _check_wishes(wishes, problems)
-    own = _own_publications(found, plans)
+    own = own_publications(found, plans)
     for publication in own:
         check_publication(publication, problems)
         _check_destination(publication, plans, wishes, problems)
@@ -99,21 +99,21 @@ def check(wishes: Wishes, found: Found, plans: Mapping[type, Plan], problems: li
 
 
 def _check_wishes(wishes: Wishes, problems: list[Problem]) -> None:
-    above_zero, from_zero = "seconds above 0", "seconds from 0"
+    from_zero = "seconds from 0"
     refused = {
-        "name": (not _is_text(wishes.name), "a text that is not empty"),
+        "name": (not is_text(wishes.name), TEXT),
         "slots": (
             not is_number(wishes.slots, 1, SLOT_LIMIT) or wishes.slots != int(wishes.slots),
             f"a number from 1 to {SLOT_LIMIT}",
         ),
-        "on_dead": (wishes.on_dead not in ("block", "skip"), "'block' or 'skip'"),
+        "on_dead": (not is_on_dead(wishes.on_dead), ON_DEAD),
         "ordering": (wishes.ordering not in ("commit", "strict"), "'commit' or 'strict'"),
         "carrier": (wishes.carrier not in ("relay", "log"), "'relay' or 'log'"),
         "prefix": (not str(wishes.prefix).isidentifier(), "letters, digits and underscores, as in 'cqrs_'"),
-        "retry": (not _are_policies(wishes.retry), "a cqrs.Retry, or a mapping from exception types to them"),
-        "lease": (not is_number(wishes.lease, 0.001), above_zero),
+        "retry": (not are_policies(wishes.retry), POLICIES),
+        "lease": (not is_number(wishes.lease, 0.001), SECONDS),
         "grace": (not is_number(wishes.grace, 0), from_zero),
-        "inbox_retention": (not is_number(wishes.inbox_retention, 0.001), above_zero),
+        "inbox_retention": (not is_number(wishes.inbox_retention, 0.001), SECONDS),
         "dead_retention": (wishes.dead_retention is not None and not is_number(wishes.dead_retention, 0), from_zero),
     }
     for name, (wrong, wanted) in refused.items():
@@ -121,23 +121,8 @@ def _check_wishes(wishes: Wishes, problems: list[Problem]) -> None:
             problems.append(Problem(f"{name}={getattr(wishes, name)!r} cannot be", f"Pass {wanted}."))
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def is_number(value: Any, least: float, most: float = float("inf")) -> bool:
-    """Whether a wish is a number within bounds."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and least <= value <= most
-
-
-def _are_policies(retry: Any) -> bool:
-    return isinstance(retry, Mapping) and all(
-        isinstance(error, type) and issubclass(error, BaseException) and isinstance(policy, Retry)
-        for error, policy in retry.items()
-    )
-
-
-def _own_publications(found: Found, plans: Mapping[type, Plan]) -> list[Publication]:
+def own_publications(found: Found, plans: Mapping[type, Plan]) -> list[Publication]:
+    """Return what this application publishes, as far as classes say it."""
     return [publication for event, publication in found.publications.items() if found.has(event, plans)]
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ID_LIMIT = KEY_LIMIT = 255
 HANDLER_LIMIT = 191
+TOPIC_LIMIT = 249
 """How many characters of a handler's name, or of a key, fit into the tables."""
 BROKER = "broker"
 """The destination of rows that go to the message broker; every other destination is a handler's name."""

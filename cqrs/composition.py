@@ -6,16 +6,17 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from cqrs.checks import NO_DATABASE, Blueprint, Wishes, check, is_number
+from cqrs.checks import NO_DATABASE, Blueprint, Wishes, check, own_publications
 from cqrs.codec import BROKER
 from cqrs.context import Context, transaction_of
 from cqrs.deliveries import Deliveries, deliveries_of
 from cqrs.errors import ConfigurationError, Problem
 from cqrs.mediator import Mediator
+from cqrs.options import is_number, wrong_middlewares
 from cqrs.plan import make_plans
-from cqrs.registry import default_registry
+from cqrs.registry import default_registry, source_of
 from cqrs.scan import script_name
 from cqrs.sources import Injector, Resolver
 
@@ -27,8 +28,14 @@ if TYPE_CHECKING:
     from cqrs.outbox.relay import Pace
     from cqrs.outbox.storage import Storage
     from cqrs.outbox.store import Store
+    from cqrs.registry import Publication
 
 log = logging.getLogger(__name__)
+
+NOT_ASYNC = (
+    "If it is the transaction's session, ask for sqlalchemy.ext.asyncio.AsyncSession; "
+    "else add a provider of that type to the container."
+)
 
 
 def compose(blueprint: Blueprint) -> Mediator:
@@ -38,13 +45,7 @@ def compose(blueprint: Blueprint) -> Mediator:
     """
     wishes, found = blueprint.wishes, blueprint.found
     problems = list(found.problems)
-    problems.extend(
-        Problem(
-            f"middlewares={middleware!r} cannot be called", "Pass `async def middleware(message, context, call_next)`."
-        )
-        for middleware in cast("Sequence[Any]", blueprint.middlewares)
-        if not callable(middleware)
-    )
+    problems.extend(wrong_middlewares(blueprint.middlewares))
     resolver = _resolver(blueprint.container, problems)
     from_context: dict[type, Callable[[Context], Any]] = {
         Context: lambda context: context,
@@ -52,7 +53,7 @@ def compose(blueprint: Blueprint) -> Mediator:
     }
     connected = _database(wishes, problems)
     publisher = _publisher(wishes, problems)
-    cures = {"AsyncSession": NO_DATABASE}
+    cures = {"AsyncSession": NO_DATABASE, "Session": NOT_ASYNC, "AsyncConnection": NOT_ASYNC}
     if wishes.database is not None:
         from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -60,6 +61,7 @@ def compose(blueprint: Blueprint) -> Mediator:
     injector = Injector(from_context, resolver, cures)
     plans = make_plans(found.records, found.publications, injector, problems, script_name())
     check(wishes, found, plans, problems)
+    _refuse_topics(own_publications(found, plans), publisher, problems)
     if problems:
         raise ConfigurationError(sorted(problems, key=str))
     resources = [resolver] if hasattr(resolver, "__aenter__") else []
@@ -125,6 +127,20 @@ def _publisher(wishes: Wishes, problems: list[Problem]) -> Publisher | None:
     find = connect if isinstance(wishes.broker, str) else from_object
     pace = Pace(lease=wishes.lease) if is_number(wishes.lease, 0.001) else Pace()
     return find(wishes.broker, problems, slots=wishes.slots, timeout=pace.deadline)
+
+
+def _refuse_topics(publications: Sequence[Publication], publisher: Publisher | None, problems: list[Problem]) -> None:
+    """Add the topics that the broker will never have."""
+    if publisher is None:
+        return
+    from cqrs.outbox.publisher import Naming
+
+    if isinstance(publisher, Naming):
+        for each in publications:
+            reason = publisher.refusal(each.topic)
+            if reason is not None:
+                what = f"{each.event.__qualname__} cannot be published to '{each.topic}'"
+                problems.append(Problem(what, f"{reason}.", source_of(each.event)))
 
 
 def _store_in(app: Mediator, wishes: Wishes, database: Database, publisher: Publisher | None) -> None:

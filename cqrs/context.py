@@ -6,6 +6,7 @@ and of local events join it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, overload
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from cqrs.messages import Command, Query, Reply
     from cqrs.plan import Plan
+
+log = logging.getLogger(__name__)
 
 Call = Callable[[Any, "Context"], Awaitable[Any]]
 """A message and its context in, the reply out: handlers with all they need, and what middlewares go on with."""
@@ -192,7 +195,17 @@ class Context:
             raise MisuseError(
                 f"{kind.__qualname__} is no event, so it cannot be emitted. Send it: `await context.send(...)`."
             )
-        return self.app.plan_of(kind)
+        if kind.__module__ == "builtins":
+            cure = "Emit an object of a class of yours: `class OrderPlaced(cqrs.Event)`."
+            raise MisuseError(f"'{kind.__qualname__}' is no event, so it cannot be emitted. {cure}")
+        plan = self.app.plan_of(kind)  # kept, so that this is told once
+        if not plan.publishable:
+            log.warning(
+                "%s was emitted, and nobody hears of it: it has no handler here and is not published. Decorate a "
+                "handler with @cqrs.event_handler, or the event with @cqrs.integration_event(topic=...).",
+                kind.__qualname__,
+            )
+        return plan
 
     @overload
     def send(self, message: Command[Reply] | Query[Reply]) -> Awaitable[Reply]: ...

@@ -76,7 +76,8 @@ class NotHandled(CqrsError):
         self.message = message
         super().__init__(
             f"{message.__module__}.{message.__qualname__} has no handler in application '{application}'. "
-            "Decorate one with @cqrs.command_handler or @cqrs.query_handler in a module that `scan` reaches."
+            "Decorate one with @cqrs.command_handler or @cqrs.query_handler in a module that `scan` reaches, before "
+            "`bootstrap` is called."
         )
 
 

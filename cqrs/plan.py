@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cqrs.codec import Codec
+from cqrs.codec import TOPIC_LIMIT, Codec
 from cqrs.errors import EncodingError, Problem
 from cqrs.events import NotificationEvent, notification_name
+from cqrs.messages import Request
 from cqrs.registry import HandlerRecord, Kind, Publication, source_of
 from cqrs.signature import Handler, name_of, path_of, read
 
@@ -118,17 +119,30 @@ def event_plan(event: type, publication: Publication | None, handlers: Sequence[
 
 
 def check_publication(publication: Publication, problems: list[Problem]) -> None:
-    """Add what is wrong with a published event: it cannot be encoded, or has no such key."""
-    event = publication.event
+    """Add what is wrong with a published event: it is none, cannot be encoded, or has no such topic or key."""
+    event: Any = publication.event
     where = source_of(event)
+    if not isinstance(event, type) or issubclass(event, Request):
+        cure = "Publish a class of its own, which says what has happened: `class OrderPlaced(cqrs.Event)`."
+        problems.append(Problem(f"{path_of(event)} is no event, and only events are published", cure, where))
+        return
+    _check_encoding(event, problems)
+    topic: Any = publication.topic
+    if not isinstance(topic, str) or not 0 < len(topic) <= TOPIC_LIMIT:
+        cure = f'Pass a text of at most {TOPIC_LIMIT} characters: topic="orders".'
+        problems.append(Problem(f"{path_of(event)}: topic={topic!r} cannot be", cure, where))
+    if publication.key and not _has_attribute(event, publication.key):
+        cure = "Name one of the event's fields or properties."
+        problems.append(Problem(f"{path_of(event)} has no '{publication.key}' to be its key", cure, where))
+
+
+def _check_encoding(event: type, problems: list[Problem]) -> None:
     try:
         Codec(event).check()
     except EncodingError as error:
         cure = "Give every field a type that pydantic can write and read."
-        problems.append(Problem(f"{path_of(event)} cannot be written as JSON and read back: {error}", cure, where))
-    if publication.key and not _has_attribute(event, publication.key):
-        cure = "Name one of the event's fields or properties."
-        problems.append(Problem(f"{path_of(event)} has no '{publication.key}' to be its key", cure, where))
+        what = f"{path_of(event)} cannot be written as JSON and read back: {error}"
+        problems.append(Problem(what, cure, source_of(event)))
 
 
 def _make_plan(
@@ -145,7 +159,7 @@ def _make_plan(
         return Plan(message, kind, tuple(handlers[:1]))
     plan = event_plan(message, publications.get(message), handlers)
     if plan.codec is not None and plan.publication is None:
-        check_publication(Publication(message, plan.name, "", None), problems)
+        _check_encoding(message, problems)
     for handler in handlers:
         if handler.concurrent and (handler.durable or plan.publication is not None):
             what = (

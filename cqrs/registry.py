@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict, TypeVar, Unpack, overload
 
+from cqrs.errors import MisuseError
+from cqrs.events import Event
+from cqrs.messages import Request
+
 if TYPE_CHECKING:
     from cqrs.context import Call, Context
     from cqrs.retry import OnDead, Policies, Retry
@@ -124,13 +128,19 @@ class Registry:
         return self._write_down(Kind.EVENT, target, options)
 
     def integration_event(
-        self, *, topic: str, key: str | None = None, name: str | None = None
+        self, topic: str, *, key: str | None = None, name: str | None = None
     ) -> Callable[[Published], Published]:
         """Declare an event as published to `topic`: saved in the outbox, delivered by the broker.
 
         Events of equal `key` (the name of a field or property; a str, UUID or int) are delivered in the order of
         their commits. `name` is the event's name on the wire, for ever; by default the class's.
         """
+        given: Any = topic
+        if isinstance(given, type):
+            raise MisuseError(
+                f"{given.__qualname__} ({source_of(given)}) is published to no topic. "
+                'Name it: @cqrs.integration_event(topic="orders") above the class.'
+            )
 
         def decorate(event: Published) -> Published:
             self.publications[event] = Publication(event, name or event.__name__, topic, key)
@@ -143,6 +153,12 @@ class Registry:
         self.handlers.append(HandlerRecord(kind, target, message=message))
 
     def _write_down(self, kind: Kind, target: Any, options: Any) -> Any:
+        if isinstance(target, type) and issubclass(target, (Request, Event)):
+            raise MisuseError(
+                f"{target.__qualname__} is a message, and @cqrs.{kind}_handler is for its handler. Write it without an "
+                f"argument; the handler's first parameter names the message: `message: {target.__name__}`."
+            )
+
         def decorate(target: Target) -> Target:
             self.handlers.append(HandlerRecord(kind, target, options))
             return target

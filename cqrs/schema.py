@@ -20,7 +20,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-from cqrs.codec import HANDLER_LIMIT
+from cqrs.codec import HANDLER_LIMIT, TOPIC_LIMIT
 
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """The number of the newest revision: the schema that this version of the toolkit needs."""
-
-TOPIC_LIMIT = 249
-
 
 MYSQL = ("mysql", "mariadb")
 BINARY = "utf8mb4_bin"

@@ -15,7 +15,8 @@ from cqrs.errors import Problem
 from cqrs.events import Event
 from cqrs.injection import Dependency, Source, handle_with, inject
 from cqrs.messages import Command, Query
-from cqrs.registry import EventOptions, HandlerRecord, Kind, source_of
+from cqrs.options import wrong_options
+from cqrs.registry import HandlerRecord, Kind, source_of
 from cqrs.retry import OnDead, Policies, policies
 from cqrs.sources import POSITIONAL, Injector
 
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
     from cqrs.context import Call
 
 MAKERS: dict[Kind, str] = {kind: f"@cqrs.{kind}_handler" for kind in Kind}
-KNOWN_OPTIONS: dict[Kind, frozenset[str]] = {
-    Kind.COMMAND: frozenset({"name", "middlewares"}),
-    Kind.QUERY: frozenset({"name", "middlewares"}),
-    Kind.EVENT: EventOptions.__optional_keys__,
-}
-
-GROUP_LIMIT = 1000
-"""How many messages one transaction may deliver at most."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +89,11 @@ class _Reading:
     def result(self) -> list[tuple[type, Handler | None]]:
         """Return a handler for each message type that the record takes; None in place of one that is unusable."""
         function = getattr(self.target, "handle", None) if self.is_class else self.target
+        if function is None and hasattr(self.record.message, "handle"):
+            bound = _qualname(self.record.message)
+            cure = f"Bind the message first: bind({_qualname(self.target)}, {bound})."
+            self._problem(f"it was bound as the handler of {bound}", cure)
+            return []
         if function is None:
             self._problem("a handler class needs `async def handle(self, message)`", "Add it.")
             return []
@@ -106,7 +104,7 @@ class _Reading:
         messages = self._messages(parameters[0], hints)
         self._check_kind(messages)
         self._check_reply(messages, hints)
-        usable = self._is_coroutine_function(function) and self._options_are_known()
+        usable = self._is_coroutine_function(function) and self._options_are_usable()
         call = self._call(parameters[1:], hints)
         reply = next((found for found in map(reply_type, messages) if found is not Any), hints.get("return", Any))
         handler = self._handler(call, reply) if usable and call is not None else None
@@ -146,17 +144,11 @@ class _Reading:
             self._problem("a handler is a coroutine function, this one is a plain function", cure)
         return inspect.iscoroutinefunction(function)
 
-    def _options_are_known(self) -> bool:
-        unknown = sorted(set(self.record.options) - KNOWN_OPTIONS[self.record.kind])
-        if unknown:
-            known = ", ".join(sorted(KNOWN_OPTIONS[self.record.kind]))
-            self._problem(f"{MAKERS[self.record.kind]} has no option {', '.join(unknown)}", f"There are: {known}.")
-        group: Any = self.record.options.get("group", 1)
-        if not isinstance(group, int) or isinstance(group, bool) or not 1 <= group <= GROUP_LIMIT:
-            what = f"group={group!r} is no number of messages from 1 to {GROUP_LIMIT}"
-            self._problem(what, "Write group=50, or leave it out for a transaction a message.")
-            return False
-        return not unknown
+    def _options_are_usable(self) -> bool:
+        wrong = list(wrong_options(self.record))
+        for problem in wrong:
+            self._problem(problem.what, problem.cure)
+        return not wrong
 
     def _hints(self, function: Any) -> dict[str, Any] | None:
         try:

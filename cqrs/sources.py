@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from cqrs.context import Context
 
+NOT_PROVIDED = "Add a provider of that type to the container, or give the parameter a default."
+NOT_ANNOTATED = "Annotate it: with cqrs.Context, AsyncSession, or a type that the container provides."
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -79,6 +81,6 @@ class Injector:
             return Source(self.from_context[kind], of_context=True)
         if parameter.default is parameter.empty:
             what = f"nothing provides '{parameter.name}' ({'not annotated' if hint is None else show(hint)})"
-            cure = "Add a provider of that type to the container, or give the parameter a default."
-            report(what, self.cures.get(getattr(kind, "__name__", ""), cure))
+            cure = self.cures.get(getattr(kind, "__name__", ""), NOT_PROVIDED)
+            report(what, NOT_ANNOTATED if hint is None else cure)
         return None

@@ -1,8 +1,9 @@
 """A TCP proxy that a test puts before a server, to take the network away from it and give it back."""
 
 import asyncio
-from contextlib import suppress
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Self
 
 
 class Proxy:
@@ -70,3 +71,23 @@ class Proxy:
         finally:
             self._writers.discard(sink)
             sink.transport.abort()
+
+
+@contextmanager
+def all_ways_through(proxy: Proxy) -> Iterator[None]:
+    """Lead what this loop connects to 127.0.0.1 and the proxy's target through the proxy: Kafka names its own address.
+
+    The proxy itself has to name its host otherwise: `localhost`.
+    """
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+
+    async def create_connection(factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
+        through = (host, port) == ("127.0.0.1", proxy.target)
+        return await connect(factory, host, proxy.port if through else port, **options)
+
+    loop.create_connection = create_connection  # type: ignore[method-assign] # there is no hook for it
+    try:
+        yield
+    finally:
+        loop.create_connection = connect  # type: ignore[method-assign]

@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cqrs.brokers.ending import Idle
 from cqrs.brokers.tally import Tally, caused, name_of, refused, text_of
 from cqrs.brokers.wire import keyed_headers, routing_key
 from cqrs.errors import ConfigurationError, DecodingError, Problem, PublishError
-from cqrs.outbox.publisher import Fate, Outcome, Pingable, Unavailable
+from cqrs.outbox.publisher import Fate, Naming, Outcome, Pingable, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,6 +44,10 @@ def check(broker: Any, problems: list[Problem], options: Mapping[str, Any] = Map
     elif kind == "nats" and "stream" not in options:
         what = "The NatsBroker would publish without JetStream, where nothing is acknowledged"
         problems.append(Problem(what, "Pass cqrs.brokers.faststream.FastStreamBroker(broker, stream='...')."))
+
+
+class _Direct(Naming, Pingable, Protocol):
+    """The toolkit's own publisher to the same broker."""
 
 
 class FastStreamBroker:
@@ -73,10 +77,14 @@ class FastStreamBroker:
         self._strands = strands
         self._options = options
         direct = _DIRECT.get(self._kind)
-        self._direct: Pingable | None = None if direct is None else direct(broker, slots, timeout)
+        self._direct: _Direct | None = None if direct is None else direct(broker, slots, timeout)
         self._ours = False
         self._idle = Idle()
         self._closed = False
+
+    def refusal(self, topic: str) -> str | None:
+        """Return what a topic has to be called, where the broker will never have one of this name."""
+        return None if self._direct is None else self._direct.refusal(topic)
 
     async def open(self) -> None:
         """Connect. A broker out of reach is reported and tried again at the first publish."""
@@ -169,7 +177,7 @@ class FastStreamBroker:
         return type(self.broker.config.producer).__module__.endswith(".testing")
 
 
-def _kafka(broker: Any, slots: int, timeout: float) -> Pingable:
+def _kafka(broker: Any, slots: int, timeout: float) -> _Direct:
     from cqrs.brokers.kafka import CONNECTION, Kafka
 
     del slots
@@ -185,7 +193,7 @@ def _kafka(broker: Any, slots: int, timeout: float) -> Pingable:
     )
 
 
-def _rabbitmq(broker: Any, slots: int, timeout: float) -> Pingable:
+def _rabbitmq(broker: Any, slots: int, timeout: float) -> _Direct:
     from cqrs.brokers.rabbitmq import RabbitMQ
 
     settings = broker._connection_kwargs  # noqa: SLF001 - FastStream has no other name for them
@@ -237,4 +245,4 @@ _WAYS: dict[str, Callable[[Envelope, int], dict[str, Any]]] = {
     "rabbit": _routed,
     "redis": _to_stream,
 }
-_DIRECT: dict[str, Callable[[Any, int, float], Pingable]] = {"kafka": _kafka, "rabbit": _rabbitmq}
+_DIRECT: dict[str, Callable[[Any, int, float], _Direct]] = {"kafka": _kafka, "rabbit": _rabbitmq}

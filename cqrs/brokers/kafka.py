@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import deque
 from contextlib import suppress
 from functools import lru_cache
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 MESSAGE_LIMIT = 1_048_576
 """The largest message in bytes, with its key and headers; a broker's own default is twelve bytes more."""
+TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
 FAULTS = 3
 """How often a batch is tried again in one publish because its producer had to be replaced."""
 CONNECTION = frozenset({
@@ -110,6 +112,10 @@ class Kafka:
 
         settings = {name: self._options[name] for name in ("bootstrap_servers", "client_id", "retry_backoff_ms")}
         return KafkaBroker(**settings, security=_security(self._options), consumer_only=True, **options)
+
+    def refusal(self, topic: str) -> str | None:
+        """Return what a topic has to be called, where the broker will never have one of this name."""
+        return None if TOPIC.fullmatch(topic) else "Kafka's topics have up to 249 of the characters a-z A-Z 0-9 . _ -"
 
     async def open(self) -> None:
         """Connect. A cluster out of reach is reported and tried again at the first publish."""

@@ -43,6 +43,8 @@ FAULTS = 2
 """How often a round is tried again in one publish because the broker closed its channel."""
 SHORT = 63
 """How many characters certainly fit into the 255 bytes of a property; what is longer has its header."""
+NAME_LIMIT = 255
+"""The bytes of an exchange's name."""
 TOO_LARGE = re.compile(r"message size \d+ .* max size (\d+)")
 Strand = deque[int]
 
@@ -88,6 +90,14 @@ class RabbitMQ:
 
         security = BaseSecurity(ssl_context=self._ssl_context, use_ssl=self._url.scheme == "amqps")
         return RabbitBroker(str(self._url), security=security, **options)
+
+    def refusal(self, topic: str) -> str | None:
+        """Return what a topic has to be called, where the broker will never have one of this name."""
+        if topic.startswith("amq."):
+            return "RabbitMQ keeps the exchanges whose names begin with 'amq.' for itself"
+        if len(topic.encode()) > NAME_LIMIT:
+            return f"RabbitMQ's exchanges have names of up to {NAME_LIMIT} bytes"
+        return None
 
     async def open(self) -> None:
         """Connect. A broker out of reach is reported and tried again at the first publish."""

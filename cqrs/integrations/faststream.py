@@ -16,6 +16,7 @@ from cqrs.brokers.tally import text_of
 from cqrs.errors import MisuseError
 from cqrs.integrations import from_kafka, from_rabbitmq
 from cqrs.integrations.subscribing import ENDING, let_end
+from cqrs.outbox.waiting import came
 
 if TYPE_CHECKING:
     from cqrs.consuming import Consumer
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 15.0
+BEGINNING = 5.0
+"""Seconds for which `consuming()` waits for a broker that does not answer, before it lets the application go on."""
 
 
 class _Log:
@@ -52,12 +55,17 @@ def mount(app: Mediator, broker: Any) -> None:
 
 @asynccontextmanager
 async def consumption(publisher: Publisher, consumer: Consumer, *, name: str, grace: float) -> AsyncGenerator[Consumer]:
-    """Subscribe, start as soon as the broker can be reached, and stop in an order that keeps keys in order."""
+    """Subscribe, start as soon as the broker can be reached, and stop in an order that keeps keys in order.
+
+    What is published from now on finds the queues bound, unless the broker cannot be reached at once.
+    """
     broker, ours = _broker_of(publisher)
     subscribers = subscribe(broker, consumer, name, grace=grace)
     consumer.fault = "the broker has not been reached yet"
-    starting = asyncio.create_task(_start(broker, subscribers, consumer, ours=ours), name="cqrs consuming")
+    tried = asyncio.Event()
+    starting = asyncio.create_task(_start(broker, subscribers, consumer, tried, ours=ours), name="cqrs consuming")
     try:
+        await came(tried, BEGINNING)
         yield consumer
     finally:
         starting.cancel()
@@ -78,7 +86,9 @@ def subscribe(broker: Any, consumer: Consumer, name: str, *, grace: float) -> li
     return _SUBSCRIBERS[kind](broker, consumer, name, grace)
 
 
-async def _start(broker: Any, subscribers: Sequence[Any], consumer: Consumer, *, ours: bool) -> None:
+async def _start(
+    broker: Any, subscribers: Sequence[Any], consumer: Consumer, tried: asyncio.Event, *, ours: bool
+) -> None:
     """Start, again and again until it works: a broker that is down delays an application, and does not end it."""
     pause = 0.25
     while True:
@@ -91,11 +101,13 @@ async def _start(broker: Any, subscribers: Sequence[Any], consumer: Consumer, *,
             if pause == 0.25:  # noqa: PLR2004 - the first time
                 log.warning("The broker is out of reach, so nothing is consumed; it is tried again: %s", text_of(error))
             consumer.fault = f"the broker is out of reach: {text_of(error)}"
+            tried.set()
             await _stop(broker, subscribers, ours=ours)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         else:
             consumer.fault = None
+            tried.set()
             return
 
 
@@ -116,7 +128,10 @@ def _broker_of(publisher: Publisher) -> tuple[Any, bool]:
             f"The broker {type(publisher).__qualname__} only publishes. Give bootstrap a URL or a FastStream broker to "
             "consume as well, or await app.send(event) for what you receive yourself."
         )
-    return make(graceful_timeout=ENDING, logger=_Log(), log_level=logging.DEBUG), True
+    broker = make(graceful_timeout=ENDING, logger=_Log(), log_level=logging.DEBUG)
+    if kind_of(broker) == "rabbit":
+        from_rabbitmq.leave_no_connection(broker)
+    return broker, True
 
 
 _SUBSCRIBERS: dict[str, Callable[[Any, Consumer, str, float], list[Any]]] = {

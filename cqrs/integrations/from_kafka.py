@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,9 @@ def subscribe(broker: Any, consumer: Consumer, name: str, grace: float) -> list[
         try:
             received = [_from_kafka(record) for record in message.raw_message if record.value is not None]
             ended = await consumer.take(received)
+        except asyncio.CancelledError:
+            if subscriber.running:
+                raise  # else it was given up at the end, which FastStream would log with a traceback
         finally:
             if not ended:
                 await _read_again(message)
@@ -97,8 +101,24 @@ def _begin_and_end(subscriber: Any, consumer: Consumer, listener: Any, grace: fl
             await subscriber.lock.wait_release(ENDING)
         await all_ended(working)
         await let_end(stop)
+        if subscriber.consumer is not None:
+            await _hang_up(subscriber.consumer)
+            subscriber.consumer = None
 
     subscriber.start, subscriber.stop = begin, end
+
+
+async def _hang_up(consumer: Any) -> None:
+    """End what aiokafka leaves at work where its end is cut short, or stumbles over a task that it has cancelled.
+
+    It would stay in the group, and keep partitions that nobody reads.
+    """
+    owners = (consumer._coordinator, consumer._fetcher)  # noqa: SLF001 - aiokafka has no other name for them
+    names = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_fetch_task")
+    tasks = [getattr(owner, name, None) for owner in owners for name in names]
+    tasks += getattr(consumer._fetcher, "_pending_tasks", ())  # noqa: SLF001
+    await all_ended([task for task in tasks if task is not None])
+    await let_end(consumer._client.close)  # noqa: SLF001
 
 
 async def _unparsed(records: Any, parse: Callable[[Any], Any]) -> Any:

@@ -106,6 +106,29 @@ def _answer(places: Iterable[_Place], *, ended: bool) -> None:
             place.ended.set_result(ended)
 
 
+def leave_no_connection(broker: Any) -> None:
+    """Let a broker of ours close each connection that it began to make.
+
+    One whose making or closing was cut short connects by itself again, for ever, and FastStream does not know of it.
+    """
+    from aio_pika import RobustConnection
+
+    stop: Callable[[], Awaitable[None]] = broker.stop
+    made: list[RobustConnection] = []
+
+    def connection(*args: Any, **options: Any) -> RobustConnection:
+        made.append(RobustConnection(*args, **options))
+        return made[-1]
+
+    async def hang_up() -> None:
+        while made:
+            await let_end(made.pop().close)
+        await stop()
+
+    broker._connection_kwargs["connection_class"] = connection  # noqa: SLF001 - FastStream has no other name for it
+    broker.stop = hang_up
+
+
 def subscribe(broker: Any, consumer: Consumer, name: str, grace: float) -> list[Any]:
     """Add a subscriber for each topic, to the application's queue of it."""
     return [_subscribe_queue(broker, consumer, name, topic, grace) for topic in sorted(consumer.reader.plans)]
@@ -192,7 +215,7 @@ def _stop_in_order(subscriber: Any, consumer: Consumer, window: Window, grace: f
             await window.end()
             await subscriber.lock.wait_release(ENDING)
             await let_end(queue.channel.close)
-        await stop()
+        await let_end(stop)
 
     subscriber.stop = stop_in_order
 

@@ -16,6 +16,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from cqrs.brokers.tally import text_of
+from cqrs.outbox.waiting import is_being_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -62,7 +63,9 @@ async def let_end(end: Callable[[], Awaitable[object]], *, seconds: float | None
     try:
         async with asyncio.timeout(seconds):
             await end()
-    except Exception as error:  # noqa: BLE001 - each client has errors of its own
+    except (Exception, asyncio.CancelledError) as error:  # each client has errors of its own
+        if isinstance(error, asyncio.CancelledError) and is_being_cancelled():
+            raise  # else a client stumbled over a task that it had cancelled itself
         log.debug("While consuming ended: %s", text_of(error))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cqrs.outbox.desk import DeadLetter, Outbox
-from cqrs.outbox.publisher import Failed, Fate, Outcome, Pingable, Publisher, Unavailable
+from cqrs.outbox.publisher import Failed, Fate, Naming, Outcome, Pingable, Publisher, Unavailable
 from cqrs.outbox.rows import Counts
 from cqrs.outbox.survey import Backlog, Saved
 
@@ -13,6 +13,7 @@ __all__ = [
     "DeadLetter",
     "Failed",
     "Fate",
+    "Naming",
     "Outbox",
     "Outcome",
     "Pingable",

@@ -67,6 +67,15 @@ class Publisher(Protocol):
 
 
 @runtime_checkable
+class Naming(Publisher, Protocol):
+    """A publisher whose broker does not take every topic; `bootstrap` asks it."""
+
+    def refusal(self, topic: str) -> str | None:
+        """Return what a topic has to be called, where the broker will never have one of this name."""
+        ...
+
+
+@runtime_checkable
 class Pingable(Publisher, Protocol):
     """A publisher that can also say whether its broker is in reach; `/readyz` asks it."""
 

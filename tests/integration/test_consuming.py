@@ -163,6 +163,13 @@ async def test_a_start_warns_of_nothing(scene: Scene, caplog: pytest.LogCaptureF
     assert not [each for each in caplog.records if each.name.startswith("cqrs") and each.levelno > logging.INFO]
 
 
+async def test_what_is_emitted_at_once_is_published_at_once(scene: Scene, caplog: pytest.LogCaptureFixture):
+    async with scene.application() as app, app.consuming():
+        await app.send(Place(keys=["a"]))
+        await scene.until_effects(1)
+    assert not [each for each in caplog.records if each.name.startswith("cqrs") and each.levelno > logging.INFO]
+
+
 async def test_a_message_that_fails_once_is_retried_in_order(scene: Scene):
     scene.fails = {"a"}
     async with scene.application() as app, app.consuming():

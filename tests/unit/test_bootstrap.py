@@ -6,6 +6,7 @@ from typing import Any
 
 import pydantic
 import pytest
+from faststream.kafka import KafkaBroker
 
 import cqrs
 from cqrs.registry import Kind
@@ -733,3 +734,56 @@ async def test_a_notification_of_a_class_of_its_own_reaches_its_handler(registry
         await app.emit(SignedUp(payload=Payload(user_id="u1")))
         await app.drain()
     assert heard == ["u1"]
+
+
+def test_a_mapper_that_is_no_function_is_refused(registry: cqrs.Registry):
+    assert problems(registry=registry, commands_mapper={}) == [
+        (
+            "The mapper of command handlers, {}, cannot be called. "
+            "Pass a function: lambda m: m.bind(CreateUser, CreateUserHandler)."
+        )
+    ]
+
+
+@pytest.mark.parametrize("topic", ["bon marché", "orders/eu", ".."])
+def test_a_topic_that_kafka_will_never_have_is_refused(registry: cqrs.Registry, database: str, topic: str):
+    @registry.integration_event(topic=topic)
+    class Shipped(cqrs.Event):
+        pass
+
+    for broker in ("kafka://localhost", KafkaBroker("localhost")):
+        assert problems(registry=registry, database=database, broker=broker) == [
+            (
+                f"{Shipped.__qualname__} cannot be published to '{topic}' ({place(Shipped)}). "
+                "Kafka's topics have up to 249 of the characters a-z A-Z 0-9 . _ -."
+            )
+        ]
+
+
+@pytest.mark.parametrize(
+    ("topic", "cure"),
+    [
+        ("amq.topic", "RabbitMQ keeps the exchanges whose names begin with 'amq.' for itself."),
+        ("é" * 128, "RabbitMQ's exchanges have names of up to 255 bytes."),
+    ],
+)
+def test_an_exchange_that_rabbitmq_will_never_have_is_refused(
+    registry: cqrs.Registry, database: str, topic: str, cure: str
+):
+    @registry.integration_event(topic=topic)
+    class Shipped(cqrs.Event):
+        pass
+
+    assert problems(registry=registry, database=database, broker="amqp://localhost/") == [
+        f"{Shipped.__qualname__} cannot be published to '{topic}' ({place(Shipped)}). {cure}"
+    ]
+
+
+def test_a_topic_with_a_slash_is_fine_on_rabbitmq(registry: cqrs.Registry, database: str):
+    registry.integration_event(topic="orders/eu")(OrderPlaced)
+    cqrs.bootstrap(registry=registry, database=database, broker="amqp://localhost/")
+
+
+@pytest.mark.parametrize("path", ["./shop", ".", "sqlite+aiosqlite:///app.db"])
+def test_a_scan_that_is_no_dotted_name_is_one_problem(registry: cqrs.Registry, path: str):
+    assert len(problems(path, registry=registry)) == 1

@@ -1,4 +1,5 @@
 import asyncio
+import logging
 from typing import Any
 from uuid import UUID
 
@@ -237,3 +238,35 @@ async def test_a_session_without_a_database_is_refused_with_the_cure(registry: c
         "Application 'shop' has no database, so it has no session and saves no events. "
         'Give it one: cqrs.bootstrap(database="sqlite+aiosqlite:///app.db").'
     )
+
+
+@pytest.mark.parametrize("event", [{"order_id": 1}, "OrderPlaced", 7])
+async def test_what_is_no_event_is_refused_at_emit(registry: cqrs.Registry, event: Any):
+    @registry.command_handler
+    async def handler(command: Outer, context: cqrs.Context) -> Any:
+        context.emit(event)
+
+    with pytest.raises(cqrs.MisuseError) as caught:
+        await cqrs.bootstrap(registry=registry).send(Outer())
+    assert str(caught.value) == (
+        f"'{type(event).__name__}' is no event, so it cannot be emitted. "
+        "Emit an object of a class of yours: `class OrderPlaced(cqrs.Event)`."
+    )
+
+
+async def test_the_log_says_once_that_nobody_hears_of_an_event(
+    registry: cqrs.Registry, caplog: pytest.LogCaptureFixture
+):
+    @registry.command_handler
+    async def handler(command: Outer, context: cqrs.Context) -> Any:
+        context.emit(Happened())
+        context.emit(Happened())
+
+    with caplog.at_level(logging.WARNING):
+        await cqrs.bootstrap(registry=registry).send(Outer())
+    assert caplog.messages == [
+        (
+            "Happened was emitted, and nobody hears of it: it has no handler here and is not published. Decorate a "
+            "handler with @cqrs.event_handler, or the event with @cqrs.integration_event(topic=...)."
+        )
+    ]

@@ -154,7 +154,8 @@ async def test_a_command_that_nobody_handles_is_refused(registry: cqrs.Registry)
         await app.send(Start())
     assert str(caught.value) == (
         f"{Start.__module__}.Start has no handler in application 'shop'. "
-        "Decorate one with @cqrs.command_handler or @cqrs.query_handler in a module that `scan` reaches."
+        "Decorate one with @cqrs.command_handler or @cqrs.query_handler in a module that `scan` reaches, before "
+        "`bootstrap` is called."
     )
     assert caught.value.message is Start
 

@@ -170,6 +170,37 @@ def test_a_published_event_that_is_written_under_a_name_it_is_not_read_by_is_ref
     assert problem.startswith(f"{path(Shipped)} cannot be written as JSON and read back: ")
 
 
+def test_only_events_are_published(registry: cqrs.Registry, database: str):
+    @registry.integration_event(topic="orders")
+    class Place(cqrs.Command[None]):
+        pass
+
+    @registry.command_handler
+    async def handler(command: Place) -> None: ...
+
+    cure = "Publish a class of its own, which says what has happened: `class OrderPlaced(cqrs.Event)`."
+    assert problems(registry=registry, database=database) == [
+        f"{path(Place)} is no event, and only events are published ({place(Place)}). {cure}"
+    ]
+
+
+@pytest.mark.parametrize("topic", ["", "x" * 250, None])
+def test_a_topic_that_does_not_fit_is_refused(registry: cqrs.Registry, database: str, topic: Any):
+    @registry.integration_event(topic=topic)
+    class Shipped(cqrs.Event):
+        pass
+
+    @registry.event_handler
+    async def handler(event: Shipped) -> None: ...
+
+    assert problems(registry=registry, database=database) == [
+        (
+            f"{path(Shipped)}: topic={topic!r} cannot be ({place(Shipped)}). "
+            'Pass a text of at most 249 characters: topic="orders".'
+        )
+    ]
+
+
 def test_a_local_event_need_not_be_written(registry: cqrs.Registry):
     class Shipped(cqrs.Event):
         model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)

@@ -186,3 +186,33 @@ def test_a_classs_place_is_within_its_file():
 
 def test_the_place_of_a_class_from_nowhere_is_its_module():
     assert source_of(type("Unknown", (), {"__module__": "nowhere"})) == "nowhere"
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_decorator_that_is_given_the_message_says_where_it_belongs(registry: cqrs.Registry, kind: Kind):
+    with pytest.raises(cqrs.MisuseError) as caught:
+        DECORATORS[kind](registry, PlaceOrder)
+    assert str(caught.value) == (
+        f"PlaceOrder is a message, and @cqrs.{kind}_handler is for its handler. Write it without an argument; the "
+        "handler's first parameter names the message: `message: PlaceOrder`."
+    )
+
+
+def test_a_published_event_without_a_topic_is_refused_where_it_is_declared(registry: cqrs.Registry):
+    class Shipped(cqrs.Event):
+        pass
+
+    with pytest.raises(cqrs.MisuseError) as caught:
+        registry.integration_event(Shipped)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        f"{Shipped.__qualname__} ({source_of(Shipped)}) is published to no topic. "
+        'Name it: @cqrs.integration_event(topic="orders") above the class.'
+    )
+
+
+def test_a_topic_may_be_given_without_its_name(registry: cqrs.Registry):
+    class Shipped(cqrs.Event):
+        pass
+
+    registry.integration_event("orders")(Shipped)
+    assert registry.publications[Shipped].topic == "orders"

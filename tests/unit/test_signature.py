@@ -635,6 +635,19 @@ def test_a_handle_that_asks_for_more_than_the_message_is_refused(registry: cqrs.
     ]
 
 
+def test_a_handler_that_was_bound_the_wrong_way_round_is_refused():
+    class PlaceOrderHandler(cqrs.RequestHandler[PlaceOrder, int]):
+        async def handle(self, request: PlaceOrder) -> int:
+            return 1
+
+    [problem] = problems(cqrs.Registry(), commands_mapper=lambda m: m.bind(PlaceOrderHandler, PlaceOrder))
+    name = PlaceOrderHandler.__qualname__
+    assert problem == (
+        f"{path(PlaceOrder)}: it was bound as the handler of {name} ({place(PlaceOrder)}). "
+        f"Bind the message first: bind(PlaceOrder, {name})."
+    )
+
+
 def test_a_handler_whose_message_does_not_come_first_is_refused(registry: cqrs.Registry):
     @registry.command_handler
     async def handler(context: cqrs.Context, command: PlaceOrder) -> int:

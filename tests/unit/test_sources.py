@@ -2,6 +2,7 @@ from typing import Optional, Protocol
 
 from dependency_injector import containers, providers
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 import cqrs
 from tests.unit.support import path, place, problems
@@ -130,8 +131,21 @@ def test_a_parameter_without_an_annotation_is_refused(registry: cqrs.Registry):
     assert problems(registry=registry) == [
         (
             f"{path(handler)}: nothing provides 'orders' (not annotated) ({place(handler)}). "
-            "Add a provider of that type to the container, or give the parameter a default."
+            "Annotate it: with cqrs.Context, AsyncSession, or a type that the container provides."
         )
+    ]
+
+
+def test_a_session_that_is_not_async_is_refused(registry: cqrs.Registry, database: str):
+    @registry.command_handler
+    async def handler(command: PlaceOrder, session: Session) -> int:
+        return 1
+
+    cure = (
+        "If it is the transaction's session, ask for sqlalchemy.ext.asyncio.AsyncSession; else add a provider of that"
+    )
+    assert problems(registry=registry, database=database) == [
+        f"{path(handler)}: nothing provides 'session' (Session) ({place(handler)}). {cure} type to the container."
     ]
 
 

@@ -106,7 +106,7 @@ def test_a_group_that_is_no_number_of_messages_is_refused(registry: cqrs.Registr
     @registry.event_handler(group=group)
     async def handler(event: Echoed) -> None: ...
 
-    with pytest.raises(cqrs.ConfigurationError, match="is no number of messages from 1 to 1000"):
+    with pytest.raises(cqrs.ConfigurationError, match="Pass a number of messages from 1 to 1000"):
         cqrs.bootstrap(registry=registry)
 
 
