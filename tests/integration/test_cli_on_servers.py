@@ -22,7 +22,7 @@ async def test_check_is_content_with_what_upgrade_makes(variable: str, options: 
 
 
 async def test_upgrade_and_check_work_in_a_schema_of_their_own():
-    async with scratch_database(server("POSTGRES_URL")) as url:
+    async with empty_database(server("POSTGRES_URL")) as url:
         place = ["--url", url, "--schema", "messaging"]
         missing = await asyncio.to_thread(run, "db", "upgrade", *place, code=4)
         assert missing.stderr == (

@@ -203,7 +203,7 @@ def test_a_published_event_without_a_topic_is_refused_where_it_is_declared(regis
         pass
 
     with pytest.raises(cqrs.MisuseError) as caught:
-        registry.integration_event(Shipped)  # type: ignore[arg-type]
+        registry.integration_event(Shipped)
     assert str(caught.value) == (
         f"{Shipped.__qualname__} ({source_of(Shipped)}) is published to no topic. "
         'Name it: @cqrs.integration_event(topic="orders") above the class.'
