@@ -147,8 +147,8 @@ def _several(middlewares: Any) -> Any:
 
 
 def _default_name(paths: Sequence[str], caller: str) -> str:
-    module = next(iter(paths), None) or (script_name() if caller == "__main__" else caller)
-    return module.partition(".")[0]
+    module = next(iter(paths), "").partition(".")[0]
+    return module or (script_name() if caller == "__main__" else caller).partition(".")[0]
 
 
 class _Callable(ModuleType):

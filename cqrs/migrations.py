@@ -18,6 +18,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 
+from cqrs.errors import SchemaError
 from cqrs.schema import VERSION, metadata, tables
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def migrate(connection: Connection, *, prefix: str = "cqrs_", schema: str | None
     """Create or upgrade the tables within the connection's transaction, as `alembic upgrade head` does.
 
     Under another prefix or schema than the default no Alembic version table is kept: the number in the settings is it.
+    Raises `SchemaError` where the schema does not exist.
     """
     if prefix == "cqrs_" and schema is None:
         config = Config()
@@ -94,6 +96,8 @@ def migrate(connection: Connection, *, prefix: str = "cqrs_", schema: str | None
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         return
+    if schema is not None and not sa.inspect(connection).has_schema(schema):
+        raise SchemaError(f"There is no schema '{schema}'. Make it, as a user who may: CREATE SCHEMA {schema}.")
     since = recorded_number(connection, prefix, schema)
     if since < VERSION:
         operations = Operations(MigrationContext.configure(connection))

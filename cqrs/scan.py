@@ -52,6 +52,8 @@ def script_name() -> str:
 
 
 def _modules(path: str, problems: list[Problem], exclude: Sequence[str]) -> Iterator[Found]:
+    if not _is_dotted(path, problems):
+        return
     try:
         spec = importlib.util.find_spec(path)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a parent package that is imported may raise anything
@@ -67,6 +69,19 @@ def _modules(path: str, problems: list[Problem], exclude: Sequence[str]) -> Iter
     else:
         for folder in spec.submodule_search_locations:
             yield from _walk(Path(folder), path, problems, exclude)
+
+
+def _is_dotted(path: str, problems: list[Problem]) -> bool:
+    """Whether a path is a dotted name; a URL or a file's path that took its place is a problem."""
+    if "://" in path:  # not shown: it may hold a password
+        what = f"A URL, {path.partition('://')[0]}://, is where the name of a package to scan belongs"
+        problems.append(Problem(what, "Pass it as database= or broker=."))
+    elif "/" in path or path.endswith(".py"):
+        dotted = path.removesuffix(".py").strip("./").replace("/", ".")
+        problems.append(Problem(f"'{path}' is the path of a file, and scan takes dotted names", f"Pass '{dotted}'."))
+    else:
+        return True
+    return False
 
 
 def _walk(folder: Path, name: str, problems: list[Problem], exclude: Sequence[str]) -> Iterator[Found]:

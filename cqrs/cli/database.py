@@ -36,6 +36,8 @@ def takes_database(command: Callable[..., Any]) -> Callable[..., Any]:
         schema: str | None,
         **rest: Any,
     ) -> Any:
+        if target is not None:
+            _refuse_given("prefix", "schema")
         app = None if target is None else load(target, factory=factory, folder=app_dir)
         return command(app=app, place={"url": url, "prefix": prefix, "schema": schema}, **rest)
 
@@ -51,6 +53,14 @@ def takes_database(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         placed = option(placed)
     return names_application(required=False)(placed)
+
+
+def _refuse_given(*names: str) -> None:
+    """Refuse options that an application has values of its own for."""
+    source = click.get_current_context().get_parameter_source
+    given = [f"--{name}" for name in names if source(name) is not click.core.ParameterSource.DEFAULT]
+    if given:
+        raise click.UsageError(f"{' and '.join(given)} go with --url alone: MODULE:APP has its own.")
 
 
 @click.group()

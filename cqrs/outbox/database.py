@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import make_url, select
+from sqlalchemy import URL, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
@@ -15,8 +15,6 @@ from cqrs.errors import DatabaseUnreachable, Problem
 from cqrs.outbox import sqlite
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
-
     from cqrs.outbox.dialect import Dialect
 
 DRIVERS = ("asyncmy", "asyncpg", "psycopg", "pymysql", "sqlite3")
@@ -127,9 +125,14 @@ async def reach(database: Database) -> None:
         raise DatabaseUnreachable(shown(database.writers.url), error) from error
 
 
-def _url(text: str, problems: list[Problem]) -> URL | None:
+def _url(given: str | URL | Any, problems: list[Problem]) -> URL | None:
+    if not isinstance(given, str | URL):
+        what = f"The database is of the type {type(given).__qualname__}"
+        cure = "Pass a URL, an AsyncEngine (create_async_engine) or an async_sessionmaker."
+        problems.append(Problem(what, cure))
+        return None
     try:
-        return make_url(text)
+        return make_url(given)
     except ArgumentError:
         # The text itself is not shown: it may hold a password.
         problems.append(Problem("The database is no URL that SQLAlchemy can read", f"Write for example {EXAMPLE}."))
@@ -154,7 +157,8 @@ def _is_usable(url: URL, schema: str | None, problems: list[Problem]) -> bool:
         )
     elif find_spec(url.get_driver_name()) is None:
         what = f"The database {shown(url)} needs {url.get_driver_name()}, which is not installed"
-        problems.append(Problem(what, f"pip install '{kind.drivers[url.get_driver_name()]}'."))
+        other = "" if "+" in url.drivername else f", or name another driver: {kind.example}"
+        problems.append(Problem(what, f"Run pip install '{kind.drivers[url.get_driver_name()]}'{other}."))
     elif kind is not SQLITE:
         return len(problems) == known
     elif sqlite.is_in_memory(url):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cqrs.codec import Envelope
+    from cqrs.outbox.rows import Unended
     from cqrs.outbox.store import Store
 
 REMEMBERED = 100_000
@@ -45,17 +46,17 @@ class Emitted:
         end = monotonic() + timeout
         # What was emitted while the database was asked has not been asked for yet.
         while (left := await self._unended()) or self._ids:
-            if left and all(state == DEAD for *_, state in left):
+            if left and all(row.state == DEAD for row in left):
                 raise DrainTimeout(describe(left), "given up: app.outbox.replay() or discard() ends them")
             if monotonic() >= end:
                 raise DrainTimeout(describe(left), f"not delivered after {timeout:g} s")
             settled.clear()
             await came(settled, min(LOOK, max(0.0, end - monotonic())))
 
-    async def _unended(self) -> list[tuple[str, str, str, str]]:
+    async def _unended(self) -> list[Unended]:
         asked = list(self._ids)
         left = await self._store.unended(asked)
-        pending = {event_id for event_id, *_ in left}
+        pending = {row.event_id for row in left}
         for event_id in asked:
             if event_id not in pending:
                 self._ids.pop(event_id, None)

@@ -40,6 +40,16 @@ class Claimed(NamedTuple):
         return self.envelope.destination, self.envelope.topic, self.envelope.key
 
 
+class Unended(NamedTuple):
+    """A row that has not ended; `error` is why it was parked, if it was for a failure of its own."""
+
+    event_id: str
+    type: str
+    destination: str
+    state: str
+    error: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What becomes of a row whose delivery failed: tried again after `wait` seconds, or dead where that is None.

@@ -42,7 +42,7 @@ async def check(database: Database, store: Store) -> None:
 
 def _accept(number: int, database: Database) -> None:
     if number != VERSION:
-        raise SchemaError(_advice(number, shown(database.writers.url)))
+        raise SchemaError(_advice(number, shown(database.writers.url), database.prefix, database.schema))
 
 
 def _has_tables(connection: Any, prefix: str) -> bool:
@@ -53,15 +53,18 @@ def _migrate(connection: Any, database: Database) -> None:
     migrations.migrate(connection, prefix=database.prefix, schema=database.schema)
 
 
-def _advice(number: int, url: str) -> str:
+def _advice(number: int, url: str, prefix: str, schema: str | None) -> str:
     if number > VERSION:
         return (
             f"{url} has schema number {number}, and this version of cqrs-toolkit knows {VERSION}: the database was "
             "upgraded for a newer version. Run `pip install --upgrade cqrs-toolkit`."
         )
     found = "no tables of cqrs-toolkit" if number == 0 else f"schema number {number}"
+    other = {"prefix": None if prefix == "cqrs_" else prefix, "schema": schema}
+    options = "".join(f", {name}={value!r}" for name, value in other.items() if value)
+    where = f" ({options[2:]})" if options else ""
     return (
-        f"{url} has {found}, and this version needs number {VERSION}. Add `cqrs.migrations.upgrade(op, to={VERSION})` "
-        "to a revision of your Alembic project and run `alembic upgrade head`; without Alembic, run "
-        "`cqrs db upgrade`, or pass migrate=True to bootstrap."
+        f"{url}{where} has {found}, and this version needs number {VERSION}. Add "
+        f"`cqrs.migrations.upgrade(op, to={VERSION}{options})` to a revision of your Alembic project and run "
+        "`alembic upgrade head`; without Alembic, run `cqrs db upgrade MODULE:APP`, or pass migrate=True to bootstrap."
     )

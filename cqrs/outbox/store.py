@@ -22,6 +22,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    null,
     or_,
     select,
     union_all,
@@ -31,7 +32,7 @@ from cqrs.codec import BROKER
 from cqrs.outbox.inbox import Inbox
 from cqrs.outbox.parked import Parked, chunks, shown
 from cqrs.outbox.prepared import Prepared, run_for_each
-from cqrs.outbox.rows import COPIED, DEAD, SCHEDULED, WAITING, Counts, Probe, View
+from cqrs.outbox.rows import COPIED, DEAD, SCHEDULED, WAITING, Counts, Probe, Unended, View
 from cqrs.schema import tables
 
 if TYPE_CHECKING:
@@ -203,16 +204,16 @@ class Store:
             by_state = {row[0]: row[1] for row in await connection.execute(states)}
         return Counts(rows or 0, *(by_state.get(state, 0) for state in (WAITING, DEAD, SCHEDULED)))
 
-    async def unended(self, event_ids: Collection[str]) -> list[tuple[str, str, str, str]]:
-        """Return (event id, type, destination, state) of every row of these events that has not ended."""
+    async def unended(self, event_ids: Collection[str]) -> list[Unended]:
+        """Return every row of these events that has not ended."""
         outbox, parked = self.tables.outbox, self.tables.parked
-        found: list[tuple[str, str, str, str]] = []
+        found: list[Unended] = []
         async with self.readers.connect() as connection:
             for some in chunks(sorted(event_ids)):
-                here = select(outbox.c.event_id, outbox.c.type, outbox.c.destination, literal(WAITING))
-                there = select(parked.c.event_id, parked.c.type, parked.c.destination, parked.c.state)
+                here = select(outbox.c.event_id, outbox.c.type, outbox.c.destination, literal(WAITING), null())
+                there = select(parked.c.event_id, parked.c.type, parked.c.destination, parked.c.state, parked.c.error)
                 both = here.where(outbox.c.event_id.in_(some)).union_all(there.where(parked.c.event_id.in_(some)))
-                found.extend((row[0], row[1], row[2], row[3]) for row in await connection.execute(both))
+                found.extend(Unended(*row) for row in await connection.execute(both))
         return found
 
     async def unserved(self, destinations: Collection[str], age: float = 0.0) -> list[tuple[str, int]]:

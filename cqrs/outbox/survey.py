@@ -11,12 +11,14 @@ from sqlalchemy import func, literal, null, select
 from cqrs.codec import FOLDED, headers_of
 from cqrs.errors import DecodingError
 from cqrs.outbox.rows import COPIED, DEAD, SCHEDULED, WAITING
+from cqrs.outbox.verdicts import cause_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Row, Select, Table
 
+    from cqrs.outbox.rows import Unended
     from cqrs.outbox.store import Store
 
 READY = "ready"
@@ -135,6 +137,10 @@ def in_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def describe(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:
-    """Return a line for each (event id, type, destination, state)."""
-    return [f"- {kind} {event_id} to {destination}: {state}" for event_id, kind, destination, state in rows]
+def describe(rows: Sequence[Unended]) -> list[str]:
+    """Return a line for each row, with the error that it was parked for."""
+    return [f"- {row.type} {row.event_id} to {row.destination}: {row.state}{_reason(row.error)}" for row in rows]
+
+
+def _reason(error: str | None) -> str:
+    return f" ({cause_of(error)})" if error else ""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cqrs.checks import Found
     from cqrs.codec import Envelope
     from cqrs.context import Call, Context
+    from cqrs.outbox.rows import Unended
     from cqrs.plan import Route
     from cqrs.registry import HandlerRecord, Middleware
 
@@ -161,19 +162,19 @@ class Story:
             self._by_id[message_id] = Told(event, How.RECEIVED, message_id, route, exists=True)
             self._tell(self._by_id[message_id], None)
 
-    def take_stock(self, unended: Sequence[tuple[str, str, str, str]]) -> None:
+    def take_stock(self, unended: Sequence[Unended]) -> None:
         """Tell what was left: dead letters, and what waits behind them."""
         for told in self.told:
             told.waiting.clear()
             for attempt in told.attempts:
                 attempt.dead = False
-        for message_id, _, destination, state in unended:
-            told = self._by_id[message_id]
-            failed = [attempt for attempt in told.attempts if attempt.handler == destination]
-            if state == DEAD and failed:
+        for row in unended:
+            told = self._by_id[row.event_id]
+            failed = [attempt for attempt in told.attempts if attempt.handler == row.destination]
+            if row.state == DEAD and failed:
                 failed[-1].dead = True
             else:
-                told.waiting.append(destination)
+                told.waiting.append(row.destination)
 
     @property
     def ids(self) -> list[str]:

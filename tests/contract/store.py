@@ -628,11 +628,17 @@ class StoreContract(AdmissionContract):
         first, *_ = await claim(store)
         await settle(store, "one", [first], [])
         found = await store.unended([f"event-{number}" for number in range(1000)])
-        assert sorted(found) == [
+        assert sorted(row[:4] for row in found) == [
             ("event-1", "Happened", "handler", "dead"),
             ("event-2", "Happened", "handler", "waiting"),
             ("event-4", "Happened", "handler", "waiting"),
         ]
+
+    async def test_what_was_parked_is_told_with_its_error(self, store: Store):
+        await add(store, letter(1, "a"), letter(2, "b"))
+        await park(store, None)
+        found = await store.unended(["event-1", "event-2"])
+        assert {row.event_id: row.error is None for row in found} == {"event-1": False, "event-2": True}
 
     async def test_only_what_is_asked_for_is_told(self, store: Store):
         await add(store, letter(1))
@@ -641,7 +647,7 @@ class StoreContract(AdmissionContract):
 
     async def test_an_event_is_told_for_each_destination_that_it_waits_for(self, store: Store):
         await add(store, letter(1), letter(1, destination="other"))
-        assert sorted(row[2] for row in await store.unended(["event-1"])) == ["handler", "other"]
+        assert sorted(row.destination for row in await store.unended(["event-1"])) == ["handler", "other"]
 
     async def test_rows_that_nobody_serves_are_counted_by_destination(self, store: Store):
         await add(store, letter(1), letter(2, "b"), letter(3, destination="other"), letter(4, destination=BROKER))

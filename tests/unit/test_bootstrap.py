@@ -782,3 +782,8 @@ def test_an_exchange_that_rabbitmq_will_never_have_is_refused(
 def test_a_topic_with_a_slash_is_fine_on_rabbitmq(registry: cqrs.Registry, database: str):
     registry.integration_event(topic="orders/eu")(OrderPlaced)
     cqrs.bootstrap(registry=registry, database=database, broker="amqp://localhost/")
+
+
+@pytest.mark.parametrize("path", ["./shop", ".", "sqlite+aiosqlite:///app.db"])
+def test_a_scan_that_is_no_dotted_name_is_one_problem(registry: cqrs.Registry, path: str):
+    assert len(problems(path, registry=registry)) == 1

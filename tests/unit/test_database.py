@@ -1,7 +1,9 @@
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
 
 import cqrs
 from cqrs.outbox import database
@@ -49,7 +51,27 @@ def test_a_driver_that_is_not_installed_is_refused_with_what_brings_it(
     assert problems(registry=registry, database="postgresql+asyncpg://me:secret@db/shop") == [
         (
             "The database postgresql+asyncpg://me:***@db/shop needs asyncpg, which is not installed. "
-            "pip install 'cqrs-toolkit[postgres]'."
+            "Run pip install 'cqrs-toolkit[postgres]'."
+        )
+    ]
+
+
+def test_a_url_that_names_no_driver_is_told_of_the_one_that_an_extra_brings(
+    registry: cqrs.Registry, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(database, "find_spec", lambda _: None)
+    (problem,) = problems(registry=registry, database="postgresql://me:secret@db/shop")
+    assert problem.endswith("driver: postgresql+asyncpg://user:password@host/name.")
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"), [(create_engine("sqlite:///app.db"), "Engine"), (sessionmaker(), "sessionmaker"), (7, "int")]
+)
+def test_what_is_no_database_is_refused_by_its_type(registry: cqrs.Registry, given: Any, kind: str):
+    assert problems(registry=registry, database=given) == [
+        (
+            f"The database is of the type {kind}. "
+            "Pass a URL, an AsyncEngine (create_async_engine) or an async_sessionmaker."
         )
     ]
 

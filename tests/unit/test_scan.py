@@ -111,7 +111,29 @@ def test_a_package_below_one_that_is_not_there_is_reported_with_the_reason():
     )
 
 
-@pytest.mark.parametrize("path", ["", ".orders", "shop/orders"])
+@pytest.mark.parametrize(
+    ("path", "dotted"), [("shop.py", "shop"), ("./shop", "shop"), ("shop/orders.py", "shop.orders"), ("shop/", "shop")]
+)
+def test_the_path_of_a_file_is_reported_with_the_name_that_was_meant(path: str, dotted: str):
+    assert scanned(path) == (
+        [],
+        [f"'{path}' is the path of a file, and scan takes dotted names. Pass '{dotted}'."],
+    )
+
+
+def test_a_url_in_place_of_a_package_is_reported_without_its_password():
+    assert scanned("postgresql+asyncpg://me:secret@db/shop") == (
+        [],
+        [
+            (
+                "A URL, postgresql+asyncpg://, is where the name of a package to scan belongs. "
+                "Pass it as database= or broker=."
+            )
+        ],
+    )
+
+
+@pytest.mark.parametrize("path", ["", ".orders"])
 def test_a_path_that_is_no_dotted_name_is_reported(path: str):
     names, (problem,) = scanned(path)
     assert names == []

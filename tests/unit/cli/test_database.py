@@ -60,6 +60,14 @@ def test_without_a_database_the_usage_is_wrong():
     assert "Say which database: MODULE:APP, or --url." in run("db", "upgrade", code=2).stderr
 
 
+@pytest.mark.parametrize("option", [["--schema", "messaging"], ["--prefix", "own_"]])
+def test_a_schema_or_prefix_beside_an_application_is_wrong_usage(
+    package: WritePackage, database: str, option: list[str]
+):
+    done = run("db", "check", f"{package(shop(database, OWN))}.main:app", *option, code=2)
+    assert f"Error: {option[0]} go with --url alone: MODULE:APP has its own." in done.stderr
+
+
 def test_a_database_that_is_away_ends_with_4():
     error = run("db", "check", "--url", "postgresql+asyncpg://shop:secret@127.0.0.1:1/shop", code=4).stderr
     assert error.startswith("Error: postgresql+asyncpg://shop:***@127.0.0.1:1/shop cannot be connected to: ")

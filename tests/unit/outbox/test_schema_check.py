@@ -30,7 +30,19 @@ async def test_a_schema_that_is_behind_is_refused_with_the_command_to_run(shop: 
     assert str(caught.value) == (
         f"{shop.database} has schema number 1, and this version needs number 2. Add "
         "`cqrs.migrations.upgrade(op, to=2)` to a revision of your Alembic project and run `alembic upgrade head`; "
-        "without Alembic, run `cqrs db upgrade`, or pass migrate=True to bootstrap."
+        "without Alembic, run `cqrs db upgrade MODULE:APP`, or pass migrate=True to bootstrap."
+    )
+
+
+async def test_the_command_to_run_has_the_prefix_of_the_application(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    async with shop.app(prefix="shop_"):
+        pass
+    monkeypatch.setattr(schema_check, "VERSION", 2)
+    with pytest.raises(cqrs.SchemaError) as caught:
+        await shop.app(prefix="shop_").__aenter__()
+    assert str(caught.value).startswith(
+        f"{shop.database} (prefix='shop_') has schema number 1, and this version needs number 2. "
+        "Add `cqrs.migrations.upgrade(op, to=2, prefix='shop_')` to a revision"
     )
 
 
