@@ -182,7 +182,7 @@ class Storage:
             if bell is not None:
                 self._ring = (await stack.enter_async_context(bell)).ring
             keeper = asyncio.create_task(self._keep_house(), name="cqrs housekeeping")
-            stack.push_async_callback(within, ENDING, partial(_end, keeper))
+            stack.push_async_callback(within, ENDING, lambda: _end(keeper))
             self.is_open = True
             stack.callback(self._close)
             self._opened = stack.pop_all()
