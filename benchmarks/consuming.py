@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from zlib import crc32
 
 import pydantic
 from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
 import cqrs
 from benchmarks import peer, raw, servers
@@ -45,6 +45,20 @@ class Order(pydantic.BaseModel):
     note: str
 
 
+Write = Callable[[Any, Any], Awaitable[None]]
+
+
+async def by_session(event: Any, session: AsyncSession) -> None:
+    """Write a row as most handlers do."""
+    await session.execute(OURS, {"order_id": event.order_id, "customer": event.customer})
+
+
+async def by_driver(event: Any, connection: AsyncConnection) -> None:
+    """Write a row with the statement that stands in the loop by hand."""
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    await driver.execute(EFFECT.format("$1", "$2"), event.order_id, event.customer)
+
+
 async def consuming(effort: Effort) -> list[Line]:
     """A transaction a message, groups of 50, and the same by hand with as many lanes."""
     number = effort.rows // 10
@@ -53,34 +67,34 @@ async def consuming(effort: Effort) -> list[Line]:
         url = await stack.enter_async_context(servers.scratch(servers.POSTGRESQL))
         await _create(url)
         contestants: dict[str, Contestant] = {
-            "by_hand": lambda: _by_hand(url, topic, number),
-            "ours": lambda: _ours(url, topic, number, group=1),
-            "grouped": lambda: _ours(url, topic, number, group=GROUP),
+            "by hand": lambda: _by_hand(url, topic, number),
+            "driver": lambda: _ours(url, topic, number, by_driver, group=1),
+            "driver grouped": lambda: _ours(url, topic, number, by_driver, group=GROUP),
+            "session": lambda: _ours(url, topic, number, by_session, group=1),
+            "session grouped": lambda: _ours(url, topic, number, by_session, group=GROUP),
         }
         taken = await alternate(contestants, effort.few_rounds)
     conditions = f"{number:,} messages of {PAYLOAD} bytes, {KEYS:,} keys, {raw.PARTITIONS} partitions, {LANES} lanes"
-    against, spread = ratio(taken["by_hand"], taken["ours"])
-    grouped, grouped_spread = ratio(taken["ours"], taken["grouped"])
-    return [
-        Line(
-            name="consuming-kafka",
-            what="Kafka → handler with inbox on PostgreSQL, a transaction a message, against aiokafka and asyncpg",
-            bar=Bar(0.6),
-            measured=against,
-            spread=spread,
-            rates=rates(taken, {"ours": "ours", "by_hand": "by hand"}),
-            conditions=conditions,
-        ),
-        Line(
-            name="consuming-kafka-grouped",
-            what=f"the same in groups of {GROUP}, against a transaction a message",
-            bar=Bar(2.0),
-            measured=grouped,
-            spread=grouped_spread,
-            rates=rates(taken, {"grouped": "grouped", "ours": "one by one"}),
-            conditions=conditions,
-        ),
-    ]
+
+    def line(name: str, what: str, bar: float, base: str, ours: str) -> Line:
+        measured, spread = ratio(taken[base], taken[ours])
+        shown = rates(taken, {ours: ours, base: base})
+        return Line(name, what, Bar(bar), measured, spread, shown, conditions)
+
+    lines = []
+    for how, writing in (("driver", "asyncpg's statement"), ("session", "a session")):
+        what = f"Kafka → handler with inbox by {writing}, a transaction a message, against aiokafka and asyncpg"
+        lines += [
+            line(f"consuming-kafka-{how}", what, 0.6, "by hand", how),
+            line(
+                f"consuming-kafka-{how}-grouped",
+                f"the same in groups of {GROUP}, against a transaction a message",
+                2.0,
+                how,
+                f"{how} grouped",
+            ),
+        ]
+    return lines
 
 
 async def beside_python_cqrs(effort: Effort) -> list[Line]:
@@ -94,8 +108,8 @@ async def beside_python_cqrs(effort: Effort) -> list[Line]:
         beside = stack.enter_context(peer.running(folder, peer.PYTHON_CQRS_INBOX, theirs))
         contestants: dict[str, Contestant] = {
             "peer": beside.drainer(effort.peers),
-            "ours": lambda: _ours(url, topic, number, group=1),
-            "grouped": lambda: _ours(url, topic, number, group=GROUP),
+            "ours": lambda: _ours(url, topic, number, by_session, group=1),
+            "grouped": lambda: _ours(url, topic, number, by_session, group=GROUP),
         }
         taken = await alternate(contestants, effort.few_rounds)
     titles = {"ours": "one by one", "grouped": f"in groups of {GROUP}"}
@@ -166,10 +180,10 @@ class Watch:
         return self._taken
 
 
-async def _ours(url: str, topic: str, number: int, *, group: int) -> float:
+async def _ours(url: str, topic: str, number: int, write: Write, *, group: int) -> float:
     """Consume all of a topic in a consumer group of our own, with tables of our own."""
     watch = Watch(number)
-    app = application(url, topic, group)
+    app = application(url, topic, write, group=group)
     async with app, app.consuming():
         assert app.consumer is not None
         _watch(app.consumer, watch)
@@ -177,7 +191,8 @@ async def _ours(url: str, topic: str, number: int, *, group: int) -> float:
             return await watch.taken()
 
 
-def application(url: str, topic: str, group: int) -> cqrs.Mediator:
+def application(url: str, topic: str, write: Write, *, group: int) -> cqrs.Mediator:
+    """Return an application whose handler writes so."""
     registry = cqrs.Registry()
 
     @registry.integration_event(topic=topic, key="customer", name="OrderPlaced")
@@ -185,9 +200,6 @@ def application(url: str, topic: str, group: int) -> cqrs.Mediator:
         order_id: str
         customer: str
         note: str
-
-    async def write(event: Any, session: AsyncSession) -> None:
-        await session.execute(OURS, {"order_id": event.order_id, "customer": event.customer})
 
     write.__annotations__["event"] = OrderPlaced
     registry.event_handler(group=group)(write)

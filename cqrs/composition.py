@@ -13,6 +13,7 @@ from cqrs.codec import BROKER
 from cqrs.context import Context, transaction_of
 from cqrs.deliveries import Deliveries, deliveries_of
 from cqrs.errors import ConfigurationError, Problem
+from cqrs.injection import Source
 from cqrs.mediator import Mediator
 from cqrs.options import is_number, wrong_middlewares
 from cqrs.plan import make_plans
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOT_ASYNC = (
-    "If it is the transaction's session, ask for sqlalchemy.ext.asyncio.AsyncSession; "
+    "If it is the transaction's, ask for AsyncSession or AsyncConnection of sqlalchemy.ext.asyncio; "
     "else add a provider of that type to the container."
 )
 
@@ -47,17 +48,18 @@ def compose(blueprint: Blueprint) -> Mediator:
     problems = list(found.problems)
     problems.extend(wrong_middlewares(blueprint.middlewares))
     resolver = _resolver(blueprint.container, problems)
-    from_context: dict[type, Callable[[Context], Any]] = {
-        Context: lambda context: context,
-        Mediator: lambda context: context.app,
+    from_context: dict[type, Source] = {
+        Context: _of_context(lambda context: context),
+        Mediator: _of_context(lambda context: context.app),
     }
     connected = _database(wishes, problems)
     publisher = _publisher(wishes, problems)
-    cures = {"AsyncSession": NO_DATABASE, "Session": NOT_ASYNC, "AsyncConnection": NOT_ASYNC}
+    cures = {"AsyncSession": NO_DATABASE, "AsyncConnection": NO_DATABASE, "Session": NOT_ASYNC, "Connection": NOT_ASYNC}
     if wishes.database is not None:
-        from sqlalchemy.ext.asyncio import AsyncSession
+        from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-        from_context[AsyncSession] = lambda context: transaction_of(context).session
+        from_context[AsyncSession] = _of_context(lambda context: transaction_of(context).session)
+        from_context[AsyncConnection] = Source(lambda context: transaction_of(context).connection, of_context=True)
     injector = Injector(from_context, resolver, cures)
     plans = make_plans(found.records, found.publications, injector, problems, script_name())
     check(wishes, found, plans, problems)
@@ -76,6 +78,10 @@ def compose(blueprint: Blueprint) -> Mediator:
     if connected is not None:
         _store_in(app, wishes, connected, publisher)
     return app
+
+
+def _of_context(get: Callable[[Context], Any]) -> Source:
+    return Source(get, of_context=True, plain=True)
 
 
 def _resolver(container: Any, problems: list[Problem]) -> Resolver:

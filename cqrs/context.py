@@ -19,7 +19,7 @@ from cqrs.origin import origin
 from cqrs.registry import Kind
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
     from cqrs.messages import Command, Query, Reply
     from cqrs.plan import Plan
@@ -38,6 +38,11 @@ class Unit(Protocol):
     @property
     def session(self) -> AsyncSession:
         """The session of the transaction, connected at its first use."""
+        ...
+
+    @property
+    def connection(self) -> AsyncConnection:
+        """The connection of the transaction, to be awaited: it connects then, if nothing did before."""
         ...
 
     def save(self, plan: Plan, event: Any, context: Context) -> str:

@@ -14,7 +14,7 @@ from cqrs.running import close_context, open_context, running_here
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
     from cqrs.context import Call
     from cqrs.plan import Plan
@@ -132,8 +132,15 @@ class _Apart(Unit):
 
     @property
     def session(self) -> AsyncSession:
-        raise MisuseError(
-            f"{self._handler.name} ({self._handler.where}) is concurrent, so it may not use the session: a session "
+        raise self._misuse("session")
+
+    @property
+    def connection(self) -> AsyncConnection:
+        raise self._misuse("connection")
+
+    def _misuse(self, what: str) -> MisuseError:
+        return MisuseError(
+            f"{self._handler.name} ({self._handler.where}) is concurrent, so it may not use the {what}: a {what} "
             "serves one task. Remove concurrent=True, or leave the database to another handler."
         )
 

@@ -19,6 +19,8 @@ class Source:
 
     get: Callable[..., Any]
     of_context: bool = False
+    plain: bool = False
+    """Whether what it returns is never to be awaited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def _source_code(dependencies: Sequence[Dependency], *, takes_message: bool) -> 
     values = [f"value{index}" for index in range(len(dependencies))]
     sources = [f"get{index}({'context' * d.source.of_context})" for index, d in enumerate(dependencies)]
     passed = [v if d.by_position else f"{d.name}={v}" for v, d in zip(values, dependencies, strict=True)]
-    provided = [v for v, d in zip(values, dependencies, strict=True) if not d.source.of_context]
+    provided = [v for v, d in zip(values, dependencies, strict=True) if not d.source.plain]
     return _CALL.format(
         fetched="; ".join(f"{value} = {source}" for value, source in zip(values, sources, strict=True)),
         plain=" and ".join(f"type({value}) in plain" for value in provided) or "True",

@@ -12,7 +12,6 @@ from cqrs.injection import Dependency, Provider, Source
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from cqrs.context import Context
 
 NOT_PROVIDED = "Add a provider of that type to the container, or give the parameter a default."
 NOT_ANNOTATED = "Annotate it: with cqrs.Context, AsyncSession, or a type that the container provides."
@@ -35,7 +34,7 @@ class Resolver(Protocol):
 class Injector:
     """Where parameters come from: what the running context has, then the container."""
 
-    from_context: Mapping[type, Callable[[Context], Any]]
+    from_context: Mapping[type, Source]
     container: Resolver
     cures: Mapping[str, str] = field(default_factory=dict)
     """What to do when nothing provides a type of this name, where it is something else than adding a provider."""
@@ -78,7 +77,7 @@ class Injector:
         if provider is not None:
             return Source(provider)
         if kind in self.from_context:
-            return Source(self.from_context[kind], of_context=True)
+            return self.from_context[kind]
         if parameter.default is parameter.empty:
             what = f"nothing provides '{parameter.name}' ({'not annotated' if hint is None else show(hint)})"
             cure = self.cures.get(getattr(kind, "__name__", ""), NOT_PROVIDED)

@@ -26,6 +26,9 @@ KNOWN = "SELECT count(*) FROM pg_prepared_statements WHERE name = $1"
 class JoinedConnection(asyncpg.Connection):  # type: ignore[misc] # untyped
     """A connection that sends statements along with BEGIN and COMMIT."""
 
+    tells_of_rollbacks = True
+    """Whether a COMMIT raises that the server answers with a rollback."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.after_begin: str | None = None
@@ -47,6 +50,8 @@ class JoinedConnection(asyncpg.Connection):  # type: ignore[misc] # untyped
         if before is not None and query.startswith("COMMIT"):
             return await self._commit_with(before, query, timeout)
         status: str = await super().execute(query, *args, timeout=timeout)
+        if status == "ROLLBACK" and query.startswith("COMMIT"):
+            raise asyncpg.InFailedSQLTransactionError("the transaction had failed, so COMMIT rolled it back")
         return status
 
     async def _commit_with(self, before: str, commit: str, timeout: float | None) -> str:
@@ -66,6 +71,14 @@ class JoinedConnection(asyncpg.Connection):  # type: ignore[misc] # untyped
             self._kept.append(await self.prepare(statement, name=name))  # let go, it would be closed
             self._names[statement] = name if await self.fetchval(KNOWN, name) else None
         return self._names[statement]
+
+
+def begin(connection: Connection) -> None:
+    """Send BEGIN, unless it was sent or there is none."""
+    driver: Any = connection.connection.driver_connection
+    adapter: Any = connection.connection.dbapi_connection
+    if not (driver.is_in_transaction() or adapter.autocommit):
+        await_only(adapter._start_transaction())  # noqa: SLF001 - what SQLAlchemy itself begins with
 
 
 def begin_with(connection: Connection, statement: str, parameters: Sequence[Value]) -> int | None:

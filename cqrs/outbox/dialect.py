@@ -108,7 +108,7 @@ class Dialect(Protocol):
         ...
 
     def begin(self, connection: Connection) -> None:
-        """Begin a transaction that has no statement yet, where that may have to wait."""
+        """Begin on the server a transaction that has no statement yet, unless the driver does at the first one."""
         ...
 
     def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 FAULT = "cqrs_fault"
 """Where a connection's `info` holds the last error of its transaction."""
+UNSEEN = RuntimeError("the driver raised it past SQLAlchemy")
 MYSQL_DEADLOCK = 1213
+FAILED = "25P02"
+"""What PostgreSQL says of statements in a transaction in which one has failed."""
 TRANSIENT = frozenset({"40001", "40P01", "1205", "1213"})
 """A serialisation failure or a deadlock, by SQLSTATE or by MySQL's number: the same again may pass."""
 ABSENT = re.compile(r"08...|53300|57P0[1-3]|1040|1053|1927|200[236]|2013|2055|4031")
@@ -50,6 +53,18 @@ def has_fault(connection: Connection) -> bool:
     return FAULT in connection.info
 
 
+def suspect(connection: Connection) -> None:
+    """Take it that something may fail past SQLAlchemy, where COMMIT would not tell of it."""
+    driver = connection.connection.driver_connection
+    if connection.dialect.name == "postgresql" and not getattr(driver, "tells_of_rollbacks", False):
+        connection.info.setdefault(FAULT, UNSEEN)
+
+
+def rolled_back(error: DBAPIError) -> bool:
+    """Whether a COMMIT found that the transaction had failed before."""
+    return getattr(error.orig, "sqlstate", None) == FAILED
+
+
 def check_fault(connection: Connection) -> None:
     """Raise `TransactionMisuse` if the database has ended the transaction, so that nothing of it would be committed.
 
@@ -57,11 +72,11 @@ def check_fault(connection: Connection) -> None:
     """
     fault: BaseException = connection.info[FAULT]
     if MYSQL_DEADLOCK in fault.args:
-        raise TransactionMisuse(_advice(fault)) from fault
+        raise misuse(fault) from fault
     try:
         connection.execute(text("SELECT 1"))
     except DBAPIError:
-        raise TransactionMisuse(_advice(fault)) from fault
+        raise misuse(fault) from fault
 
 
 def is_transient(error: BaseException) -> bool:
@@ -83,8 +98,9 @@ def _codes(original: BaseException | None) -> set[str]:
     return {str(code) for code in (states | numbers) - {None}}
 
 
-def _advice(fault: BaseException) -> str:
-    return (
+def misuse(fault: BaseException) -> TransactionMisuse:
+    """Return what is raised in place of a COMMIT that would save nothing."""
+    return TransactionMisuse(
         f"A handler caught an error with which the database had ended the whole transaction: {fault}. Let the "
         "exception pass, or try what may fail in a savepoint: `async with session.begin_nested():`."
     )

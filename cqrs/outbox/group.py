@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
 
+from sqlalchemy.util import greenlet_spawn
+
 from cqrs.codec import Envelope
 from cqrs.errors import TransactionMisuse
 from cqrs.outbox.transaction import AlreadyTaken, Transaction, shielded
@@ -81,7 +83,9 @@ class Group:
 
 
 class Member(Transaction):
-    """The unit of one delivery of a group: its session is closed at its end, and the group commits."""
+    """The unit of one delivery of a group, over its connection: the group commits."""
+
+    joining = "rollback_only"
 
     async def commit(self) -> None:
         """Flush and insert what was emitted; a failure of either is this message's."""
@@ -89,7 +93,7 @@ class Member(Transaction):
             raise TransactionMisuse(self._spoiled)
         await self._prepare()
         if self._envelopes:
-            await self.session.run_sync(self._insert)
+            await greenlet_spawn(self._insert)
             self._saved(self._envelopes)
         await self.rollback()
 

@@ -61,7 +61,7 @@ class Server:
         return inf
 
     def begin(self, connection: Connection) -> None:
-        """Need nothing: to begin waits for nobody."""
+        """Need nothing: the driver begins with the first statement."""
 
     def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:
         """Run a compiled statement as a transaction's first; returns how many rows it touched."""

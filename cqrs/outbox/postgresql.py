@@ -47,6 +47,13 @@ class PostgreSQL(Server):
         """Return what writes inbox rows unless they are there."""
         return insert(inbox).on_conflict_do_nothing()
 
+    def begin(self, connection: Connection) -> None:
+        """Begin where the driver otherwise does when SQLAlchemy sees the first statement."""
+        if connection.dialect.driver == "asyncpg":
+            from cqrs.outbox import asyncpg_driver
+
+            asyncpg_driver.begin(connection)
+
     def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:
         """Run a compiled statement as a transaction's first, in one trip with BEGIN where the driver can."""
         if connection.dialect.driver == "asyncpg":

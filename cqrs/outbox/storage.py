@@ -6,7 +6,6 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -14,16 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from cqrs.codec import BROKER
 from cqrs.errors import NotOpen
 from cqrs.outbox import schema_check
+from cqrs.outbox.adopted import Adopted
 from cqrs.outbox.carrier import Carrier
 from cqrs.outbox.database import reach
 from cqrs.outbox.desk import Outbox
 from cqrs.outbox.emitted import Emitted
 from cqrs.outbox.faults import remember_faults
 from cqrs.outbox.group import Group, Member, Saved
+from cqrs.outbox.handed import UNIT, watched
 from cqrs.outbox.publisher import Pingable, Publisher
 from cqrs.outbox.relay import Pace, Relay
 from cqrs.outbox.settings import agree, record
-from cqrs.outbox.transaction import Adopted, Query, Transaction, watched
+from cqrs.outbox.transaction import Query, Transaction
 from cqrs.registry import Kind
 from cqrs.schema import VERSION
 
@@ -118,8 +119,7 @@ class Storage:
         """Return one transaction in which a handler takes several messages, to be entered."""
 
         def make(connection: AsyncConnection, saved: Saved) -> Member:
-            session = partial(self._writing, bind=connection, join_transaction_mode="rollback_only")
-            return self._unit(Member, session, saved=saved)
+            return self._unit(Member, self._writing, saved=saved, connection=connection.sync_connection)
 
         return Group(self.store, handler, message_ids, make, self._saved)
 
@@ -129,19 +129,17 @@ class Storage:
 
     def adopt(self, session: AsyncSession) -> Adopted:
         """Return a unit within a transaction that the caller began and will commit."""
-        return self._unit(Adopted, lambda: session)
+        unit = self._unit(Adopted, self._writing, session=session)
+        session.sync_session.info[UNIT] = unit
+        return unit
 
     def _unit(
-        self,
-        kind: type[Work],
-        sessions: Callable[[], AsyncSession],
-        takes: tuple[str, Collection[str]] | None = None,
-        saved: Saved | None = None,
+        self, kind: type[Work], sessions: async_sessionmaker[AsyncSession], saved: Saved | None = None, **given: Any
     ) -> Work:
         if not self.is_open:
             raise NotOpen(self._name)
         told = saved or self._saved
-        return kind(sessions, self.store, source=self._name, publishes=self._publishes, saved=told, takes=takes)
+        return kind(sessions, self.store, source=self._name, publishes=self._publishes, saved=told, **given)
 
     def _saved(self, envelopes: Sequence[Envelope]) -> None:
         """Remember what this process emitted, for `drain`, tell of it, and wake the relay."""

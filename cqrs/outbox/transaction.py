@@ -1,28 +1,31 @@
-"""The unit of work: one session a command or delivery, and what was emitted inserted right before its COMMIT."""
+"""The unit of work: one transaction a command or delivery, and what was emitted inserted right before its COMMIT."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
-from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.util import greenlet_spawn
 
 from cqrs.codec import BROKER, Envelope, headers_text, key_text, saved_headers
 from cqrs.context import trace_of
 from cqrs.errors import CommitUnknown, EncodingError, TransactionMisuse
-from cqrs.outbox.faults import check_fault, forget_fault, has_fault
+from cqrs.outbox.faults import UNSEEN, check_fault, forget_fault, has_fault, misuse, rolled_back
+from cqrs.outbox.handed import UNIT, HandlerConnection
 from cqrs.running import innermost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
-    from sqlalchemy.engine import Connection
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.engine import Connection, RootTransaction
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, SessionTransaction
+    from sqlalchemy.orm.session import JoinTransactionMode
 
     from cqrs.context import Context
     from cqrs.outbox.store import Store
@@ -30,10 +33,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-UNIT = "cqrs_unit"
-"""Where a session's `info` holds the unit that it belongs to."""
-PENDING = "cqrs_pending"
-"""Where the `info` of a user's own session holds what was saved in its transaction."""
+
+ENDED = (
+    "A handler ended the transaction past its session or connection. What it had done is saved or gone as it chose, "
+    "what it emitted is not saved. The transaction is committed after the handler has returned: leave that out."
+)
 
 
 class AlreadyTaken(Exception):
@@ -41,20 +45,31 @@ class AlreadyTaken(Exception):
 
 
 class Transaction:
-    """The unit of work of one root context, over a session that connects at its first use."""
+    """The unit of work of one root context: a session, or a connection of its own, begun at the first use.
+
+    Whichever a handler asks for first begins; the other one joins it.
+    """
+
+    joining: JoinTransactionMode = "control_fully"
+    """How a session joins a connection that was there first."""
 
     def __init__(
         self,
-        open_session: Callable[[], AsyncSession],
+        sessions: async_sessionmaker[AsyncSession],
         store: Store,
         *,
         source: str,
         publishes: bool,
         saved: Callable[[Sequence[Envelope]], None],
         takes: tuple[str, Collection[str]] | None = None,
+        session: AsyncSession | None = None,
+        connection: Connection | None = None,
     ) -> None:
-        self._open_session = open_session
-        self._session: AsyncSession | None = None
+        self._engine: AsyncEngine = sessions.kw["bind"]
+        self._sessions = sessions
+        self._session = session
+        self._own = connection
+        self._begin: RootTransaction | None = None
         self._store = store
         self._source = source
         self._publishes = publishes
@@ -71,9 +86,38 @@ class Transaction:
     def session(self) -> AsyncSession:
         """The session of this transaction."""
         if self._session is None:
-            self._session = self._open_session()
+            self._session = self._sessions(**self._place())
             self._session.sync_session.info[UNIT] = self
         return self._session
+
+    def _place(self) -> Mapping[str, Any]:
+        if self._own is None:
+            return {}
+        return {"bind": AsyncConnection(self._engine, self._own), "join_transaction_mode": self.joining}
+
+    @property
+    def connection(self) -> AsyncConnection:
+        """The connection of this transaction, to be awaited: that of its session, or without one its own."""
+        return HandlerConnection(self._engine, self)
+
+    async def connect(self) -> Connection:
+        """Return the connection, begun; in a delivery its inbox row is written."""
+        self.used()
+        return await greenlet_spawn(self._connected)
+
+    async def begin_on_server(self, connection: Connection) -> None:
+        """Begin for who uses the driver itself: with asyncpg what SQLAlchemy does not see would stand alone."""
+        if self._takes is None:
+            await greenlet_spawn(self._store.dialect.begin, connection)
+
+    def _connected(self) -> Connection:
+        if self._session is not None:
+            return self._session.sync_session.connection()
+        if self._own is None:
+            self._own = self._engine.sync_engine.connect()
+            self._begin = self._own.begin()
+        self.begun(self._own)
+        return self._own
 
     def save(self, plan: Plan, event: Any, context: Context) -> str:
         """Encode an event for each of its destinations; the rows are inserted right before COMMIT. Returns its id."""
@@ -126,47 +170,65 @@ class Transaction:
         except BaseException:
             await self.rollback()
             raise
-        if self._session is not None or self._envelopes:
-            session, self._ending = self.session, True
-            await shielded(self._finish(session))
+        if self._session is not None or self._own is not None:
+            self._ending = True
+            await shielded(self._finish())
 
     async def rollback(self) -> None:
-        """Undo everything and close the session."""
+        """Undo everything and close."""
         self._ending = True
         self._envelopes.clear()
-        if self._session is not None:
-            session, self._session = self._session, None
-            await shielded(session.close())
+        if self._session is not None or self._own is not None:
+            await shielded(greenlet_spawn(self._close))
 
     async def _prepare(self) -> None:
         """Do what may wait, and be cancelled: flush, begin, take the message, come after other writers of the keys."""
         if self._session is not None and _has_changes(self._session):
             await self._session.flush()
         if self._connection is not None and has_fault(self._connection):
-            await self.session.run_sync(lambda session: check_fault(session.connection()))
+            await greenlet_spawn(lambda: check_fault(self._connected()))
         if not self._begun and (self._envelopes or self._takes is not None):
-            await self.session.run_sync(lambda session: self._store.dialect.begin(session.connection()))
+            await greenlet_spawn(lambda: self._store.dialect.begin(self._connected()))
         if self._envelopes and self._store.strict:
-            await self._store.serialise(await self.session.connection(), self._envelopes)
+            await self._store.serialise(await self.connection, self._envelopes)
 
-    async def _finish(self, session: AsyncSession) -> None:
-        await session.run_sync(self._end)
+    async def _finish(self) -> None:
+        await greenlet_spawn(self._end)
         if self._envelopes:
             self._saved(self._envelopes)
 
-    def _insert(self, session: Session) -> None:
-        self._store.add(session.connection(), self._envelopes)
+    def _insert(self) -> None:
+        self._store.add(self._connected(), self._envelopes)
 
-    def _end(self, session: Session) -> None:
+    def _end(self) -> None:
         """Insert, commit and close in one go: three ways into SQLAlchemy would cost as much as the statements."""
         try:
+            if self._begin is not None and not self._begin.is_active:
+                raise TransactionMisuse(ENDED)
             if self._envelopes:
-                self._store.add(session.connection(), self._envelopes, last=True)
-            _commit(session)
+                self._store.add(self._connected(), self._envelopes, last=True)
+            with _telling_what_became_of_it():
+                self._commit()
         finally:
-            session.close()
+            self._close()
 
-    # What happens to the session, told by its events
+    def _commit(self) -> None:
+        if self._session is not None:
+            self._session.sync_session.commit()
+        if self._begin is not None and self._begin.is_active:
+            self._begin.commit()
+
+    def _close(self) -> None:
+        session, own = self._session, self._own
+        self._session = self._own = None
+        try:
+            if session is not None:
+                session.sync_session.close()
+        finally:
+            if own is not None:
+                own.close()
+
+    # What happens to the session and the connection, told by them
 
     def begun(self, connection: Connection) -> None:
         """Write the inbox row as the first statement of a delivery; a row that stands there ends the delivery.
@@ -191,11 +253,15 @@ class Transaction:
     def committing(self, session: Session) -> None:
         """Refuse a commit by the handler: what it emitted would not be in it."""
         if not self._ending and not session.in_nested_transaction():
-            self._spoiled = (
+            self.refuse(
                 "A handler called session.commit(). The transaction is committed after the handler has returned, "
                 "together with the events that it emitted: use `await session.flush()` to see what was written."
             )
-            raise TransactionMisuse(self._spoiled)
+
+    def refuse(self, why: str) -> NoReturn:
+        """Refuse what the handler did with the transaction, and its commit as well."""
+        self._spoiled = why
+        raise TransactionMisuse(why)
 
     def ended(self, transaction: SessionTransaction) -> None:
         """Remember that the handler rolled back or closed: what follows must not be committed as if all were there."""
@@ -214,76 +280,18 @@ class Query(Transaction):
         await self.rollback()
 
 
-class Adopted(Transaction):
-    """Events saved in a transaction that somebody else began and will commit."""
-
-    async def commit(self) -> None:
-        """Insert what was emitted now; it exists when the session commits, and only then is the relay woken."""
-        session, envelopes = self.session, list(self._envelopes)
-        if envelopes:
-            await self._prepare()
-            await session.run_sync(self._insert)
-            self._tell_at_commit(session.sync_session, envelopes)
-        session.sync_session.info.pop(UNIT, None)
-
-    def _tell_at_commit(self, session: Session, envelopes: Sequence[Envelope]) -> None:
-        """Tell of the rows when the session commits, not when a savepoint does, and never when it rolls back."""
-        if PENDING not in session.info:
-            event.listen(session, "after_commit", self._committed)
-            event.listen(session, "after_transaction_end", _forget_pending)
-        session.info.setdefault(PENDING, []).extend(envelopes)
-
-    def _committed(self, session: Session) -> None:
-        if not session.in_nested_transaction() and session.info[PENDING]:
-            self._saved(session.info[PENDING])
-
-    async def rollback(self) -> None:
-        """Save nothing; the session stays its owner's."""
-        self._envelopes.clear()
-        self.session.sync_session.info.pop(UNIT, None)
-
-
-def _forget_pending(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        session.info[PENDING] = []
-
-
-def watched(base: type[Session]) -> type[Session]:
-    """Return a session class that tells its unit what is done with it; made once an application."""
-    session_class: type[Session] = type(f"Watched{base.__name__}", (base,), {})
-    for name, tell in _TOLD.items():
-        event.listen(session_class, name, _telling(tell))
-    return session_class
-
-
-_TOLD: dict[str, Callable[..., None]] = {
-    "after_begin": lambda unit, _session, _transaction, connection: unit.begun(connection),
-    "do_orm_execute": lambda unit, _session: unit.used(),
-    "before_flush": lambda unit, _session, *_: unit.used(),
-    "before_commit": lambda unit, session: unit.committing(session),
-    "after_transaction_end": lambda unit, _session, transaction: unit.ended(transaction),
-}
-
-
-def _telling(tell: Callable[..., None]) -> Callable[..., None]:
-    def listener(subject: Any, *arguments: Any) -> None:
-        session: Session = getattr(subject, "session", subject)
-        unit = session.info.get(UNIT)
-        if unit is not None:
-            tell(unit, session, *arguments)
-
-    return listener
-
-
-def _commit(session: Session) -> None:
+@contextmanager
+def _telling_what_became_of_it() -> Generator[None]:
     try:
-        session.commit()
+        yield
     except DBAPIError as error:
         if error.connection_invalidated:
             raise CommitUnknown(
                 "The connection was lost during COMMIT: everything of this command was saved, or nothing. "
                 "Look before you send it again, or make its handler safe to repeat."
             ) from error
+        if rolled_back(error):
+            raise misuse(UNSEEN) from error
         raise
 
 

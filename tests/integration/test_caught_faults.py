@@ -1,12 +1,13 @@
 """A handler that catches what ended its transaction on the server must not look as if it had succeeded."""
 
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 import cqrs
 from tests.servers import scratch_database, server
@@ -29,6 +30,10 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, str]
 
 
 class Order(cqrs.Command[None]):
+    pass
+
+
+class Effects(cqrs.Query[list[str]]):
     pass
 
 
@@ -58,6 +63,44 @@ async def test_what_failed_in_a_savepoint_is_no_harm(registry: cqrs.Registry, pl
     async with cqrs.bootstrap(registry=registry, name="shop", database=place[0], migrate=True) as app:
         await app.send(Order())
     assert await run_sql(place[0], EFFECTS) == ["new", "there"]
+
+
+@pytest.fixture(params=["ours", "postgresql+asyncpg", "postgresql+psycopg"])
+async def postgresql(request: pytest.FixtureRequest) -> AsyncIterator[str | AsyncEngine]:
+    """A database on PostgreSQL: its URL, or an engine of the user's."""
+    async with scratch_database(server("POSTGRES_URL")) as database:
+        await run_sql(database, "create table effects (id varchar(40) primary key)", DUPLICATE)
+        if request.param == "ours":
+            yield database
+            return
+        engine = create_async_engine(make_url(database).set(drivername=request.param))
+        yield engine
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("in_savepoint", [False, True])
+async def test_an_error_of_the_driver_itself_that_was_caught_has_failed_unless_in_a_savepoint(
+    registry: cqrs.Registry, postgresql: str | AsyncEngine, in_savepoint: bool
+):
+    @registry.command_handler
+    async def order(command: Order, connection: AsyncConnection) -> None:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.execute("insert into effects (id) values ('new')")
+        with suppress(Exception):
+            async with connection.begin_nested() if in_savepoint else nullcontext():
+                await driver.execute(DUPLICATE)
+
+    @registry.query_handler
+    async def effects(query: Effects, connection: AsyncConnection) -> list[str]:
+        return list(await connection.scalars(text(EFFECTS)))
+
+    async with cqrs.bootstrap(registry=registry, name="shop", database=postgresql, migrate=True) as app:
+        if in_savepoint:
+            await app.send(Order())
+        else:
+            with pytest.raises(cqrs.TransactionMisuse, match="the database had ended the whole transaction"):
+                await app.send(Order())
+        assert await app.send(Effects()) == (["new", "there"] if in_savepoint else ["there"])
 
 
 @pytest.mark.parametrize("group", [1, 10])

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 import cqrs
-from tests.unit.outbox.support import run_sql, storage_of, until
+from tests.unit.outbox.support import relay_all, run_sql, storage_of, until
 
 AT_ONCE = cqrs.Retry(attempts=3, first=0.0)
 
@@ -45,13 +45,6 @@ def make(registry: cqrs.Registry, database: Any, **wishes: Any) -> cqrs.Mediator
     return cqrs.bootstrap(
         registry=registry, database=database, **{"name": "shop", "retry": AT_ONCE, "migrate": True, **wishes}
     )
-
-
-async def relay_all(app: cqrs.Mediator) -> None:
-    """Deliver all that can be delivered now, in an application whose relay does not run by itself."""
-    relay = storage_of(app).relay
-    while await relay.relay_outbox() or await relay.relay_due():
-        pass
 
 
 async def save_two(app: cqrs.Mediator, *orders: str) -> None:

@@ -26,10 +26,10 @@ class Pay(cqrs.Command[None]):
     order_id: str
 
 
-def document(registry: cqrs.Registry, **wishes: Any) -> dict[str, Any]:
+def document(registry: cqrs.Registry, topic: str = "payments", **wishes: Any) -> dict[str, Any]:
     """Return the document of an application that is told of Placed and publishes Paid."""
     registry.integration_event(topic="orders", key="order_id")(Placed)
-    registry.integration_event(topic="payments/eu", name="order-paid")(Paid)
+    registry.integration_event(topic=topic, name="order-paid")(Paid)
 
     @registry.command_handler
     async def pay(command: Pay, context: cqrs.Context) -> None:
@@ -65,12 +65,12 @@ def test_it_tells_what_is_published_and_what_is_consumed(registry: cqrs.Registry
     operations = document(registry)["operations"]
     assert {name: operation["action"] for name, operation in operations.items()} == {
         "consume.orders": "receive",
-        "publish.payments/eu": "send",
+        "publish.payments": "send",
     }
 
 
 def test_every_reference_leads_somewhere(registry: cqrs.Registry):
-    found = document(registry)
+    found = document(registry, topic="payments/eu", broker="amqp://localhost")
     assert len(references(found)) >= 8
     assert all(resolve(found, reference) for reference in references(found))
 

@@ -40,3 +40,10 @@ async def run_sql(database: str, *statements: str) -> list[Any]:
 def storage_of(app: cqrs.Mediator) -> Storage:
     assert isinstance(app.storage, Storage)
     return app.storage
+
+
+async def relay_all(app: cqrs.Mediator) -> None:
+    """Deliver all that can be delivered now, in an application whose relay does not run by itself."""
+    relay = storage_of(app).relay
+    while await relay.relay_outbox() or await relay.relay_due():
+        pass
