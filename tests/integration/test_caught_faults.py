@@ -68,7 +68,7 @@ async def test_what_failed_in_a_savepoint_is_no_harm(registry: cqrs.Registry, pl
 @pytest.fixture(params=["ours", "postgresql+asyncpg", "postgresql+psycopg"])
 async def postgresql(request: pytest.FixtureRequest) -> AsyncIterator[str | AsyncEngine]:
     """A database on PostgreSQL: its URL, or an engine of the user's."""
-    async with scratch_database(server("POSTGRES_URL")) as database:
+    async with empty_database(server("POSTGRES_URL")) as database:
         await run_sql(database, "create table effects (id varchar(40) primary key)", DUPLICATE)
         if request.param == "ours":
             yield database
