@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cqrs.errors import CqrsError
+from cqrs.outbox.waiting import heard
 
 if TYPE_CHECKING:
     from cqrs.consuming import Consumer
@@ -112,7 +113,7 @@ async def _checked(name: str, look: Look, timeout: float) -> Check:
     done, _ = await asyncio.wait({task}, timeout=timeout)
     if not done:
         task.cancel()
-        task.add_done_callback(_forget)
+        task.add_done_callback(heard)
         return Check(State.FAILED, f"no answer within {timeout:g} s", monotonic() - began)
     seconds = monotonic() - began
     try:
@@ -122,12 +123,6 @@ async def _checked(name: str, look: Look, timeout: float) -> Check:
     except Exception:
         log.warning("The check of the %s failed.", name, exc_info=True)
         return Check(State.FAILED, UNTOLD, seconds)
-
-
-def _forget(task: asyncio.Future[Any]) -> None:
-    """Hear of the error of a task that nobody waits for any more."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _of_consumer(consumer: Consumer) -> Look:

@@ -123,8 +123,8 @@ class Relay:
             for task in late:
                 task.cancel()
             await asyncio.gather(*self._lanes, return_exceptions=True)
-        for lane in (*self._outbox, self._parked, self._trials, self._probes):
-            await lane.close()
+        lanes = (*self._outbox, self._parked, self._trials, self._probes)
+        await asyncio.gather(*(lane.close() for lane in lanes))
 
     @property
     def stopping(self) -> bool:

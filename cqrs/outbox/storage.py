@@ -25,6 +25,7 @@ from cqrs.outbox.publisher import Pingable, Publisher
 from cqrs.outbox.relay import Pace, Relay
 from cqrs.outbox.settings import agree, record
 from cqrs.outbox.transaction import Query, Transaction
+from cqrs.outbox.waiting import within
 from cqrs.registry import Kind
 from cqrs.schema import VERSION
 
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 Work = TypeVar("Work", bound=Transaction)
 
+ENDING = 3.0
+"""Seconds that each of the last steps has: the database may not answer any more."""
 HOUSEKEEPING = 60.0
 """Seconds between two rounds of housekeeping."""
 UNCLAIMED = 900.0
@@ -159,14 +162,14 @@ class Storage:
         """Open the database, check its schema, and begin to relay."""
         async with AsyncExitStack() as stack:
             if self._database.owned:
-                stack.push_async_callback(self._database.readers.dispose)
-                stack.push_async_callback(self._database.writers.dispose)
+                for engine in {self._database.readers, self._database.writers}:
+                    stack.push_async_callback(within, ENDING, engine.dispose)
             self.relay.prepare()
             await self.connect()
             await schema_check.ensure(self._database, self.store)
             await agree(self.store, self._wanted())
             await self._carrier.agree()
-            stack.push_async_callback(self._carrier.leave)
+            stack.push_async_callback(within, ENDING, self._carrier.leave)
             await self._report_unserved(0.0)
             for publisher in self._publishers if self.relays else ():
                 await publisher.open()
@@ -179,7 +182,7 @@ class Storage:
             if bell is not None:
                 self._ring = (await stack.enter_async_context(bell)).ring
             keeper = asyncio.create_task(self._keep_house(), name="cqrs housekeeping")
-            stack.push_async_callback(_end, keeper)
+            stack.push_async_callback(within, ENDING, lambda: _end(keeper))
             self.is_open = True
             stack.callback(self._close)
             self._opened = stack.pop_all()

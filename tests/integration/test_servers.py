@@ -1,9 +1,11 @@
 """What only database servers do: wake-ups, poolers, locks that end with a connection, wrong addresses."""
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -445,3 +447,18 @@ async def process(database: str) -> int:
     )
     started = await asyncio.create_subprocess_exec(sys.executable, "-c", program, database, cwd=ROOT)
     return await started.wait()
+
+
+async def test_a_database_that_falls_silent_does_not_hold_up_the_end(database: str):
+    url = make_url(database)
+    async with Proxy(str(url.host), url.port or 0) as proxy:
+        through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
+        before = asyncio.all_tasks()
+        async with asyncio.timeout(30.0):
+            async with Shop().app(through, migrate=True, grace=0.2):
+                proxy.stall()
+                began = monotonic()
+            assert monotonic() - began < 12.0
+        proxy.resume()
+        await until(lambda: not {task for task in asyncio.all_tasks() - before if "Proxy" not in repr(task)})
+    gc.collect()  # asyncpg tells here, and in no other test, of what it has lost
