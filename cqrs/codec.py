@@ -18,12 +18,16 @@ from cqrs.errors import DecodingError, EncodingError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from pydantic_core import ErrorDetails
+
     from cqrs.context import Trace
 
 ID_LIMIT = KEY_LIMIT = 255
 HANDLER_LIMIT = 191
 TOPIC_LIMIT = 249
-"""How many characters of a handler's name, or of a key, fit into the tables."""
+"""How many characters of a key, of a handler's name and of a topic fit into the tables."""
+FAULTS_TOLD = 5
+"""How many of a body's faults an error names."""
 BROKER = "broker"
 """The destination of rows that go to the message broker; every other destination is a handler's name."""
 FOLDED = "headers"
@@ -169,7 +173,7 @@ class Codec:
             self._adapter.validate_json(payload)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
+            field = _field(first)
             place = f"field '{field}' of {self.event.__qualname__}" if field else self.event.__qualname__
             raise EncodingError(f"{place} cannot be read back from its own JSON: {first['msg']}") from None
         return payload
@@ -178,6 +182,8 @@ class Codec:
         """Return the event of a JSON body. Raises `DecodingError` with the reason."""
         try:
             return self._adapter.validate_json(payload)
+        except pydantic.ValidationError as error:
+            raise DecodingError(f"The body cannot be read back as {self.event.__qualname__}: {_told(error)}") from None
         except ValueError as error:
             raise DecodingError(f"The body cannot be read back as {self.event.__qualname__}: {error}") from None
 
@@ -189,6 +195,17 @@ class Codec:
             except (PydanticSerializationError, UnicodeEncodeError):
                 return str(field)
         return None
+
+
+def _told(error: pydantic.ValidationError) -> str:
+    """Return the first faults of a body in one line, without what it held."""
+    faults = error.errors()
+    told = [f"{_field(fault)}: {fault['msg']}".removeprefix(": ") for fault in faults[:FAULTS_TOLD]]
+    return "; ".join([*told, *(["..."] if len(faults) > FAULTS_TOLD else [])])
+
+
+def _field(fault: ErrorDetails) -> str:
+    return ".".join(map(str, fault["loc"]))
 
 
 def fits(text: str, limit: int) -> bool:

@@ -55,6 +55,9 @@ def load(target: str, *, factory: bool = False, folder: Path = Path()) -> Mediat
     module_name, colon, attributes = target.partition(":")
     if not (module_name and colon and attributes):
         raise NoApplication(f"'{target}' names no application. Write MODULE:APP, for example shop.main:app.")
+    if "/" in module_name or module_name.endswith(".py"):
+        dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise NoApplication(f"'{module_name}' is the path of a file. Write {dotted}:{attributes}.")
     found = _import(module_name, folder.resolve())
     for attribute in attributes.split("."):
         if not hasattr(found, attribute):

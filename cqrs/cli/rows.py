@@ -82,7 +82,10 @@ def show_event(app: Mediator, *, event_id: str, as_json: bool) -> None:
     """Show an event, with headers and body, for every destination where it has not ended."""
     found = _with(app, lambda outbox: outbox.find(event_id=event_id))
     if not found:
-        raise Failure(f"No event '{event_id}' is in the outbox: it was delivered, discarded, or never saved.")
+        raise Failure(
+            f"No event '{event_id}' is in the outbox: it was delivered, discarded, or never saved. "
+            "`cqrs outbox list` has the ids, under EVENT."
+        )
     _show_whole(found, as_json=as_json)
 
 

@@ -19,7 +19,7 @@ LEVELS = ("debug", "info", "warning", "error")
 @click.option("--relay/--no-relay", default=True, help="Deliver and publish what is in the outbox. Default: yes.")
 @click.option("--consume/--no-consume", default=True, help="Consume published events from the broker. Default: yes.")
 @click.option("--reload", "reloads", is_flag=True, help="Start again when a file below --app-dir changes.")
-@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
+@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", show_default=True)
 def run(
     *, target: str, factory: bool, app_dir: Path, relay: bool, consume: bool, reloads: bool, log_level: str
 ) -> None:

@@ -60,6 +60,29 @@ app = cqrs.bootstrap(
 )
 '''
 
+PLACE = '''\
+"""Places an order: `python -m NAME coffee`."""
+
+import asyncio
+import logging
+import sys
+
+from NAME.main import app
+from NAME.orders import PlaceOrder
+
+
+async def main(sku: str = "tea") -> None:
+    async with app:
+        print("Order", await app.send(PlaceOrder(sku=sku)))
+        await app.drain()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("NAME").setLevel(logging.INFO)
+    asyncio.run(main(*sys.argv[1:2]))
+'''
+
 API = '''\
 """The application behind HTTP; `lifespan(app, consume=True)` would consume as well."""
 
@@ -145,8 +168,19 @@ README = """\
 
 COMMANDS
 
-`cqrs list NAME.main:app` shows what is wired, `cqrs explain NAME.main:app PlaceOrder` why. On servers, set
-`DATABASE_URL` and `BROKER_URL`, and add their clients: `pip install 'cqrs-toolkit[postgres,kafka]'`.
+An order, from another shell:
+
+    ORDER
+
+`cqrs list NAME.main:app` shows what is wired, `cqrs explain NAME.main:app PlaceOrder` why.
+
+On servers the code is the same. `run` then consumes from the broker what is published to it:
+
+    pip install 'cqrs-toolkit[cli,postgres,kafka,faststream]'
+    export DATABASE_URL=postgresql+asyncpg://user:password@localhost/NAME
+    export BROKER_URL=kafka://localhost:9092
+    cqrs db upgrade NAME.main:app
+    cqrs run NAME.main:app
 """
 
 TESTS = "python -m pytest"
@@ -157,6 +191,11 @@ def commands(name: str, kind: str) -> tuple[str, str, str]:
     needed, tested_with = libraries(kind)
     run = f"uvicorn {name}.api:api" if kind == "fastapi" else f"cqrs run {name}.main:app"
     return f"pip install {shlex.join([*needed, *tested_with])}", TESTS, run
+
+
+def order(kind: str) -> str:
+    """Return the command that places an order in a project that runs."""
+    return 'curl --json \'{"sku": "tea"}\' localhost:8000/orders' if kind == "fastapi" else "python -m NAME tea"
 
 
 def libraries(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -172,7 +211,7 @@ def files(name: str, kind: str) -> dict[str, str]:
     listed = "\n".join(f"    {command}" for command in commands(name, kind))
     found = {
         "pyproject.toml": PROJECT.replace("DEPENDENCIES", needed).replace("TESTED_WITH", tested_with),
-        "README.md": README.replace("COMMANDS", listed),
+        "README.md": README.replace("COMMANDS", listed).replace("ORDER", order(kind)),
         ".gitignore": "__pycache__/\n.venv/\n*.db\n*.db-*\n",
         f"{name}/__init__.py": "",
         f"{name}/orders.py": ORDERS,
@@ -181,4 +220,6 @@ def files(name: str, kind: str) -> dict[str, str]:
     }
     if kind == "fastapi":
         found |= {f"{name}/api.py": API, "tests/test_api.py": TEST_API}
+    else:
+        found |= {f"{name}/__main__.py": PLACE}
     return {path: text.replace("NAME", name) for path, text in found.items()}

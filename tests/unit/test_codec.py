@@ -193,6 +193,28 @@ def test_a_body_that_cannot_be_read_back_is_refused_with_the_reason(body: bytes)
         Codec(Measured).decode(body)
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"{}", "value: Field required"),
+        (b'{"value": "secret"}', "value: Input should be a valid number, unable to parse string as a number"),
+        (b"[]", "Input should be an object"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_told_in_a_line_without_what_it_holds(body: bytes, reason: str):
+    with pytest.raises(cqrs.DecodingError) as caught:
+        Codec(Measured).decode(body)
+    assert str(caught.value) == f"The body cannot be read back as Measured: {reason}"
+
+
+def test_of_many_faults_the_first_are_told():
+    event = pydantic.create_model("Wide", **{f"field_{number}": (int, ...) for number in range(9)})
+    with pytest.raises(cqrs.DecodingError) as caught:
+        Codec(event).decode(b"{}")
+    assert str(caught.value).count("Field required") == 5
+    assert str(caught.value).endswith("; ...")
+
+
 @given(body=st.binary())
 def test_any_bytes_are_read_or_refused_but_nothing_else(body: bytes):
     with contextlib.suppress(cqrs.DecodingError):

@@ -21,6 +21,24 @@ def test_a_project_passes_its_own_tests(tmp_path: Path, kind: str):
     assert done.returncode == 0, done.stdout
 
 
+def test_a_project_places_an_order_that_gets_its_receipt(tmp_path: Path):
+    run("init", tmp_path / "my-shop")
+    command = [sys.executable, "-W", "error", "-m", "my_shop", "coffee"]
+    done = subprocess.run(
+        command, cwd=tmp_path / "my-shop", capture_output=True, text=True, check=False, env=environment()
+    )
+    assert (done.returncode, done.stdout[:6]) == (0, "Order "), done.stderr
+    assert done.stderr == f"Receipt for order {done.stdout.split()[1]}: 1 x coffee\n"
+
+
+@pytest.mark.parametrize("kind", ["worker", "fastapi"])
+def test_the_readme_says_how_to_order_and_how_to_go_to_servers(tmp_path: Path, kind: str):
+    run("init", tmp_path / "shop", "--kind", kind)
+    text = (tmp_path / "shop" / "README.md").read_text()
+    assert ("python -m shop tea" in text, "localhost:8000/orders" in text) == (kind == "worker", kind == "fastapi")
+    assert "    cqrs db upgrade shop.main:app\n" in text
+
+
 def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "BROKER_URL")} | {
         "PYTHONPATH": str(ROOT)

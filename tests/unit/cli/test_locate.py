@@ -123,3 +123,8 @@ def test_wrong_wiring_passes_through(package: WritePackage):
     name = package({"main.py": "import cqrs\n\napp = cqrs.bootstrap(registry=cqrs.Registry(), slots=0)\n"})
     with pytest.raises(cqrs.ConfigurationError):
         load(f"{name}.main:app")
+
+
+@pytest.mark.parametrize(("path", "dotted"), [("shop.py", "shop"), ("./shop", "shop"), ("shop/main.py", "shop.main")])
+def test_the_path_of_a_file_is_told_by_the_name_that_was_meant(path: str, dotted: str):
+    assert told(f"{path}:app") == f"'{path}' is the path of a file. Write {dotted}:app."

@@ -91,7 +91,10 @@ def test_an_event_is_shown_whole(target: str):
 
 def test_an_event_that_is_not_there_ends_with_1(target: str):
     error = run("outbox", "show", target, "nothing", code=1).stderr
-    assert error == "Error: No event 'nothing' is in the outbox: it was delivered, discarded, or never saved.\n"
+    assert error == (
+        "Error: No event 'nothing' is in the outbox: it was delivered, discarded, or never saved. "
+        "`cqrs outbox list` has the ids, under EVENT.\n"
+    )
 
 
 def test_dead_letters_are_listed(target: str):
