@@ -259,4 +259,4 @@ async def test_a_broker_under_test_may_be_started_again(registry: cqrs.Registry,
 def test_mount_says_what_it_takes_and_in_which_order():
     app = cqrs.bootstrap(registry=cqrs.Registry(), name="shop")
     with pytest.raises(cqrs.MisuseError, match=r"mount takes the application, then the broker: mount\(app, broker\)\."):
-        mount(KafkaBroker(), app)  # type: ignore[arg-type]
+        mount(KafkaBroker(), app)

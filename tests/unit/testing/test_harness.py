@@ -660,4 +660,4 @@ async def test_a_harness_of_something_else_says_what_it_takes():
     def make() -> None: ...
 
     with pytest.raises(cqrs.MisuseError, match="harness takes an application that"):
-        await harness(make).__aenter__()  # type: ignore[arg-type]
+        await harness(make).__aenter__()
