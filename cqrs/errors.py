@@ -89,7 +89,10 @@ class NotOpen(MisuseError):
     """The application was used outside `async with app`."""
 
     def __init__(self, application: str) -> None:
-        super().__init__(f"Application '{application}' is not open. Use it inside `async with app:`.")
+        super().__init__(
+            f"Application '{application}' is not open. Use it inside `async with app:`; "
+            "FastAPI opens it by `lifespan=lifespan(app)`."
+        )
 
 
 class OutsideHandler(MisuseError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from cqrs.codec import BROKER
-from cqrs.errors import NotOpen
+from cqrs.errors import MisuseError, NotOpen
 from cqrs.outbox import schema_check
 from cqrs.outbox.adopted import Adopted
 from cqrs.outbox.carrier import Carrier
@@ -132,6 +132,9 @@ class Storage:
 
     def adopt(self, session: AsyncSession) -> Adopted:
         """Return a unit within a transaction that the caller began and will commit."""
+        if not hasattr(session, "sync_session"):
+            kind = type(session).__qualname__
+            raise MisuseError(f"emit takes an AsyncSession, and was given an object of the type {kind}.")
         unit = self._unit(Adopted, self._writing, session=session)
         session.sync_session.info[UNIT] = unit
         return unit

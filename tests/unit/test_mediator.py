@@ -798,7 +798,9 @@ async def test_a_session_outside_async_with_is_refused(registry: cqrs.Registry, 
     app = cqrs.bootstrap(registry=registry, database=database, name="shop")
     with pytest.raises(cqrs.NotOpen) as caught:
         await app.send(Start())
-    assert str(caught.value) == "Application 'shop' is not open. Use it inside `async with app:`."
+    assert str(caught.value) == (
+        "Application 'shop' is not open. Use it inside `async with app:`; FastAPI opens it by `lifespan=lifespan(app)`."
+    )
 
 
 async def test_emitting_a_published_event_outside_async_with_is_refused(registry: cqrs.Registry, database: str):

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 import cqrs
 from cqrs.outbox import storage
@@ -303,3 +304,12 @@ async def test_housekeeping_that_failed_is_tried_again(shop: Shop, caplog: pytes
         store.inbox.forget = failing
         await until(lambda: bool(done))
     assert "Housekeeping failed and is tried again: gone" in caplog.messages
+
+
+@pytest.mark.parametrize("session", ["session", Session()])
+async def test_emit_with_what_is_no_async_session_says_what_it_takes(shop: Shop, session: Any):
+    async with shop.app(relay=False) as app:
+        with pytest.raises(cqrs.MisuseError) as caught:
+            await app.emit(Happened(order="o1"), session)
+    kind = type(session).__name__
+    assert str(caught.value) == f"emit takes an AsyncSession, and was given an object of the type {kind}."
