@@ -38,7 +38,7 @@ demo: $(VENV)/$(if $(DATABASE_URL)$(BROKER_URL),.dev,.demo) ## an order applicat
 	$(PY) -m examples.shop $(if $(CSV),"$(CSV)",)
 
 test: $(VENV)/.dev ## all tests; those that need servers after `scripts/services up` (ARGS: for pytest)
-	$(WITH_SERVERS) $(PY) -m pytest -n logical --dist worksteal $(ARGS)
+	$(WITH_SERVERS) $(PY) -m pytest -n logical $(ARGS)
 
 coverage: $(VENV)/.dev ## the same tests with branch coverage
 	$(WITH_SERVERS) $(PY) -m pytest --cov $(ARGS)

@@ -236,7 +236,7 @@ def _watch(consumer: Consumer, watch: Watch) -> None:
         watch.end(len(received))
         return ended
 
-    consumer.take = watched  # type: ignore[method-assign]
+    consumer.take = watched
 
 
 async def _by_hand(url: str, topic: str, number: int) -> float:

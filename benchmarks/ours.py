@@ -90,7 +90,7 @@ class Publisher:
         while True:
             try:
                 async with asyncio.timeout(PATIENCE):
-                    return await self._complete.wait()  # type: ignore[return-value]
+                    return await self._complete.wait()
             except TimeoutError:
                 if self._left == left:
                     raise Stalled(f"The relay delivered nothing for {PATIENCE:g} s; {left} rows are left.") from None

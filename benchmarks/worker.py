@@ -119,11 +119,11 @@ class Worker:
     def start(self) -> None:
         """Let its relay run."""
         self._stopped.clear()
-        self.process.stdin.write(b"start\n")  # type: ignore[union-attr]
+        self.process.stdin.write(b"start\n")
 
     async def stop(self) -> None:
         """Let its relay end, and wait for that."""
-        self.process.stdin.write(b"stop\n")  # type: ignore[union-attr]
+        self.process.stdin.write(b"stop\n")
         async with asyncio.timeout(30):
             await self._stopped.wait()
 
@@ -133,7 +133,7 @@ class Worker:
 
     async def listen(self, heard: Heard) -> None:
         """Hear its reports until it ends."""
-        while line := await self.process.stdout.readline():  # type: ignore[union-attr]
+        while line := await self.process.stdout.readline():
             with suppress(ValueError):  # half a line of a process that was killed
                 self._note(json.loads(line), heard)
         self._ready.set()
@@ -183,7 +183,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         return
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGCONT)
-        process.stdin.close()  # type: ignore[union-attr]
+        process.stdin.close()
         try:
             async with asyncio.timeout(15):
                 await process.wait()

@@ -177,7 +177,7 @@ def _revision(number: int) -> ModuleType:
         raise ValueError(f"There is no schema number {number}; this version of cqrs-toolkit has 1 to {VERSION}.")
     spec = spec_from_file_location(found[0].stem, found[0])
     assert spec is not None  # noqa: S101 - a .py file always has one
-    assert spec.loader is not None  # noqa: S101
+    assert spec.loader is not None  # noqa: S101 - as above
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -181,7 +181,7 @@ def _kafka(broker: Any, slots: int, timeout: float) -> _Direct:
     from cqrs.brokers.kafka import CONNECTION, Kafka
 
     del slots
-    settings = {name: value for name, value in broker._connection_kwargs.items() if value is not None}  # noqa: SLF001
+    settings = {name: value for name, value in broker._connection_kwargs.items() if value is not None}  # noqa: SLF001 - as below
     servers = settings["bootstrap_servers"]
     return Kafka(
         servers if isinstance(servers, str) else ",".join(servers),

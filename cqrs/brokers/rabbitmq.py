@@ -202,11 +202,11 @@ class RabbitMQ:
         return sent, letters
 
     def _letter(self, envelope: Envelope) -> Letter:
-        headers = keyed_headers(envelope)
+        headers: dict[str, Any] = keyed_headers(envelope)  # text is a value of theirs, but their type is invariant
         correlation = headers.get("correlation_id", "")
         properties = Basic.Properties(
             content_type=headers.get("content-type"),
-            headers=headers,  # type: ignore[arg-type]  # a dict of text is one; its type is invariant
+            headers=headers,
             delivery_mode=2,
             correlation_id=correlation if len(correlation) <= SHORT else None,
             message_id=envelope.message_id,

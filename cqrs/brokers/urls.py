@@ -51,6 +51,10 @@ def from_object(broker: Any, problems: list[Problem], *, slots: int, timeout: fl
         known = len(problems)
         check(broker, problems)
         return FastStreamBroker(broker, slots=slots, timeout=timeout) if len(problems) == known else None
+    if isinstance(broker, type):
+        name = broker.__qualname__
+        problems.append(Problem(f"The broker {name} is a class", f"Pass an object of it: {name}(...)."))
+        return None
     missing = [name for name in ("open", "close", "publish") if not callable(getattr(broker, name, None))]
     if missing:
         cure = f"Pass a URL ({EXAMPLES}), a FastStream broker, a cqrs.Publisher, or None."

@@ -17,15 +17,15 @@ from fastapi import APIRouter
 from fastapi.exceptions import FastAPIError
 from starlette.responses import Response
 
-from cqrs.errors import ConfigurationError, Problem
+from cqrs.errors import ConfigurationError, MisuseError, Problem
 from cqrs.integrations.fields import Shape, fields_of
 from cqrs.integrations.problems import INVALID, problem_responses, unfit
+from cqrs.mediator import Mediator
 from cqrs.registry import Kind
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from cqrs.mediator import Mediator
     from cqrs.plan import Plan
     from cqrs.signature import Handler
 
@@ -83,6 +83,9 @@ def router(app: Mediator, *exposed: Exposed, **options: Any) -> APIRouter:
 
     Errors pass: `problems` is what answers them. Raises one `ConfigurationError` that lists everything that is wrong.
     """
+    given: tuple[Any, ...] = (app, *exposed)
+    if not isinstance(given[0], Mediator) or not all(isinstance(each, Exposed) for each in given[1:]):
+        raise MisuseError('router takes the application, then routes: router(app, expose(PlaceOrder, "POST /orders")).')
     routes = APIRouter(**options)
     found: list[Problem] = []
     for each in exposed:

@@ -16,11 +16,11 @@ from cqrs.brokers.tally import text_of
 from cqrs.errors import MisuseError
 from cqrs.integrations import from_kafka, from_rabbitmq
 from cqrs.integrations.subscribing import ENDING, let_end
+from cqrs.mediator import Mediator
 from cqrs.outbox.waiting import came
 
 if TYPE_CHECKING:
     from cqrs.consuming import Consumer
-    from cqrs.mediator import Mediator
     from cqrs.outbox.publisher import Publisher
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,9 @@ def mount(app: Mediator, broker: Any) -> None:
     Open the application around the broker's life: `FastStream(broker, lifespan=...)` with `async with app` in it.
     Raises `MisuseError` where the broker is of no kind that this can keep in order: Kafka's and RabbitMQ's.
     """
+    given: Any = app
+    if not isinstance(given, Mediator):
+        raise MisuseError("mount takes the application, then the broker: mount(app, broker).")
     if app.intake is None:
         raise MisuseError(
             f"Application '{app.name}' has no database and no broker, so nothing of it can be consumed. "

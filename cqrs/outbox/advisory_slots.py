@@ -13,6 +13,7 @@ from zlib import crc32
 from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.floor import Floor, Snapshot
 from cqrs.outbox.locks import Appetite
+from cqrs.outbox.parked import PARKS
 from cqrs.outbox.rows import Claimed, View, claimed
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ SELECT * FROM (
         CASE WHEN (SELECT EXISTS (SELECT 1 FROM {parked})) AND EXISTS (
             SELECT 1 FROM {parked} p
             WHERE p.destination = r.destination AND p.topic = r.topic AND p.message_key = r.message_key
-            AND (p.state = 'waiting' OR p.state = 'dead' AND p.destination <> ALL($6::text[]))
+            AND {parks}
         ) THEN NULL ELSE r.place::text END
     FROM unnest($1::smallint[], $2::bigint[]) AS s(slot, floor) CROSS JOIN LATERAL (
         SELECT o.ctid AS place, o.id, o.slot, o.event_id, o.destination, o.topic, o.message_key, o.type, o.headers,
@@ -233,7 +234,7 @@ SELECT * FROM (
     ) r
     LIMIT $5::bigint
 ) found
-"""
+""".replace("{parks}", PARKS.format(blocks="p.destination <> ALL($6::text[])"))
 """First what the reader's snapshot was, then the rows, slot by slot, until there are enough."""
 
 _DELETE = "DELETE FROM {outbox} WHERE ctid = ANY($1::text::tid[]) AND id <= $2::bigint"

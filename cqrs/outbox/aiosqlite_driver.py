@@ -80,7 +80,7 @@ class Connection(aiosqlite.Connection):
         if begin is not None:
             fn, args = self._begin_and, (begin, fn, *args)
         self._is_settled = False  # and stays so when this task is cancelled: the thread goes on
-        result = await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        result = await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]  # aiosqlite's
         self._is_settled = True
         return result
 
@@ -122,8 +122,7 @@ def creator(url: URL, timeout: float) -> Callable[[], Coroutine[Any, Any, aiosql
 
     async def connect() -> aiosqlite.Connection:
         connection = Connection(lambda: sqlite3.connect(arguments[0], **settings))
-        # As SQLAlchemy does: a forgotten close must not keep the process from ending.
-        connection._thread.daemon = True  # noqa: SLF001
+        connection._thread.daemon = True  # noqa: SLF001 - as SQLAlchemy does: a forgotten close must not keep a process
         return await connection
 
     return connect

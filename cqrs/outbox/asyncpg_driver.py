@@ -23,7 +23,7 @@ Value = str | bytes | float | None
 KNOWN = "SELECT count(*) FROM pg_prepared_statements WHERE name = $1"
 
 
-class JoinedConnection(asyncpg.Connection):  # type: ignore[misc] # untyped
+class JoinedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """A connection that sends statements along with BEGIN and COMMIT."""
 
     tells_of_rollbacks = True

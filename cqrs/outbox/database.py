@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,6 +25,8 @@ POOL = 20
 """How many connections an engine of the toolkit's own keeps, and as many more for a while."""
 
 
+PATIENCE = 30.0
+"""Seconds that a database has to answer at the start: whatever else listens on its port may say nothing for ever."""
 RECYCLED = 1800.0
 """Seconds after which such an engine replaces a connection: servers and what stands between drop idle ones."""
 
@@ -114,9 +117,11 @@ def connect(
 async def reach(database: Database) -> None:
     """Raise `DatabaseUnreachable`, which says in plain words why, if the database cannot be reached."""
     try:
-        async with database.readers.connect() as connection:
+        async with asyncio.timeout(PATIENCE), database.readers.connect() as connection:
             await connection.scalar(select(1))  # one that a pool has kept may be dead
-    except (DBAPIError, OSError, TimeoutError) as error:
+    except TimeoutError as error:
+        raise DatabaseUnreachable(shown(database.writers.url), TimeoutError("no answer in time")) from error
+    except (DBAPIError, OSError) as error:
         raise DatabaseUnreachable(shown(database.writers.url), getattr(error, "orig", None) or error) from error
     except Exception as error:
         # asyncpg raises its own errors past SQLAlchemy while it connects.

@@ -85,8 +85,6 @@ class Group:
 class Member(Transaction):
     """The unit of one delivery of a group, over its connection: the group commits."""
 
-    joining = "rollback_only"
-
     async def commit(self) -> None:
         """Flush and insert what was emitted; a failure of either is this message's."""
         if self._spoiled is not None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cqrs.outbox.rows import Strand
     from cqrs.outbox.store import Store
 
+PARKS = f"(p.state = '{WAITING}' OR p.state = '{DEAD}' AND {{blocks}})"
+"""Which parked rows `p` park their key, for statements that are text: those that wait, and dead ones that block it."""
 CHUNK = 400
 """How many values go into one IN list."""
 
@@ -34,7 +36,7 @@ class Parked:
     # Parking
 
     def parks(self, table: Any, skipping: Collection[str]) -> ColumnElement[bool]:
-        """Which parked rows park their key: those that wait, and dead ones where these block."""
+        """Which parked rows park their key, as an expression of what `PARKS` says."""
         dead = and_(
             table.c.state == DEAD, table.c.destination.not_in(sorted(skipping)) if skipping else literal(1) == 1
         )

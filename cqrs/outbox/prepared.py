@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import Dialect, Executable
+    from sqlalchemy import Dialect, Insert
     from sqlalchemy.engine import Connection
 
 COUNTED = {"preserve_rowcount": True}
@@ -17,8 +17,8 @@ COUNTED = {"preserve_rowcount": True}
 class Prepared:
     """The text of a statement, and its parameters as the driver wants them. `ahead` is the clock it was made with."""
 
-    def __init__(self, statement: Executable, dialect: Dialect, ahead: float) -> None:
-        compiled: Any = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
+    def __init__(self, statement: Insert, dialect: Dialect, ahead: float) -> None:
+        compiled: Any = statement.compile(dialect=dialect)
         self.ahead = ahead
         self.statement = str(compiled)
         self._fixed = {name: value for name, value in compiled.params.items() if value is not None}

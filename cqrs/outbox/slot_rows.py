@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.locks import Appetite
+from cqrs.outbox.parked import PARKS
 from cqrs.outbox.rows import Claimed, Strand, View, by_slot, claimed
 
 if TYPE_CHECKING:
@@ -186,8 +187,7 @@ async def fetch(connection: AsyncConnection, statement: str, values: Sequence[An
 
 
 def _parks(view: View) -> str:
-    skipped = f"p.destination NOT IN ({_marks(view.skipping)})" if view.skipping else "TRUE"
-    return f"(p.state = 'waiting' OR p.state = 'dead' AND {skipped})"
+    return PARKS.format(blocks=f"p.destination NOT IN ({_marks(view.skipping)})" if view.skipping else "TRUE")
 
 
 def _shown(view: View) -> tuple[str, list[str]]:

@@ -38,7 +38,7 @@ from cqrs.schema import tables
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Executable
+    from sqlalchemy import ColumnElement, Insert
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -95,7 +95,7 @@ class Store:
         """Return the moment so many seconds from now, as an expression in the database's clock."""
         return self.dialect.later(self.ahead + seconds)
 
-    def prepared(self, name: str, make: Callable[[], Executable]) -> Prepared:
+    def prepared(self, name: str, make: Callable[[], Insert]) -> Prepared:
         """Return a statement by its name, made and compiled at its first use."""
         found = self._prepared.get(name)
         if found is None or found.ahead != self.ahead:
@@ -127,7 +127,7 @@ class Store:
         insert_rows = self.dialect.commit_with if last else run_for_each
         insert_rows(connection, adding.statement, rows)
 
-    def _adding(self) -> Executable:
+    def _adding(self) -> Insert:
         given: dict[str, Any] = {name: bindparam(name) for name in COPIED if name != "created_at"}
         return insert(self.tables.outbox).values(created_at=self.now(), **given).inline()
 

@@ -6,15 +6,13 @@ import asyncio
 import logging
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
-from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.util import greenlet_spawn
 
-from cqrs.codec import BROKER, Envelope, headers_text, key_text, saved_headers
-from cqrs.context import trace_of
-from cqrs.errors import CommitUnknown, EncodingError, TransactionMisuse
+from cqrs.errors import CommitUnknown, TransactionMisuse
+from cqrs.outbox.envelopes import envelopes_of
 from cqrs.outbox.faults import UNSEEN, check_fault, forget_fault, has_fault, misuse, rolled_back
 from cqrs.outbox.handed import UNIT, HandlerConnection
 from cqrs.running import innermost
@@ -25,8 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, RootTransaction
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, SessionTransaction
-    from sqlalchemy.orm.session import JoinTransactionMode
 
+    from cqrs.codec import Envelope
     from cqrs.context import Context
     from cqrs.outbox.store import Store
     from cqrs.plan import Plan
@@ -50,9 +48,6 @@ class Transaction:
     Whichever a handler asks for first begins; the other one joins it.
     """
 
-    joining: JoinTransactionMode = "control_fully"
-    """How a session joins a connection that was there first."""
-
     def __init__(
         self,
         sessions: async_sessionmaker[AsyncSession],
@@ -69,7 +64,7 @@ class Transaction:
         self._sessions = sessions
         self._session = session
         self._own = connection
-        self._begin: RootTransaction | None = None
+        self._root: RootTransaction | None = None
         self._store = store
         self._source = source
         self._publishes = publishes
@@ -93,7 +88,7 @@ class Transaction:
     def _place(self) -> Mapping[str, Any]:
         if self._own is None:
             return {}
-        return {"bind": AsyncConnection(self._engine, self._own), "join_transaction_mode": self.joining}
+        return {"bind": AsyncConnection(self._engine, self._own), "join_transaction_mode": "rollback_only"}
 
     @property
     def connection(self) -> AsyncConnection:
@@ -115,36 +110,15 @@ class Transaction:
             return self._session.sync_session.connection()
         if self._own is None:
             self._own = self._engine.sync_engine.connect()
-            self._begin = self._own.begin()
+            self._root = self._own.begin()
         self.begun(self._own)
         return self._own
 
     def save(self, plan: Plan, event: Any, context: Context) -> str:
         """Encode an event for each of its destinations; the rows are inserted right before COMMIT. Returns its id."""
-        envelopes = self.envelopes(plan, event, context)
+        envelopes = envelopes_of(plan, event, context, source=self._source, publishes=self._publishes)
         self._envelopes.extend(envelopes)
         return envelopes[0].message_id
-
-    def envelopes(self, plan: Plan, event: Any, context: Context) -> list[Envelope]:
-        """Return what an event is saved as: one envelope for the broker, or one for each handler that it waits for."""
-        route = plan.route(event)
-        destinations = [handler.name for handler in plan.handlers if handler.durable or (route and not self._publishes)]
-        if route and self._publishes:
-            destinations = [BROKER]
-        if route and not destinations:
-            raise EncodingError(
-                f"{plan.name} is published to '{route.topic}', but there is neither a broker nor a handler of it. "
-                "Give bootstrap a broker, or decorate a handler of it."
-            )
-        name, topic, key = (route.name, route.topic, route.key) if route else (plan.name, plan.name, None)
-        trace = trace_of(context).caused()
-        if plan.notification:
-            event.event_id = UUID(trace.message_id)
-        assert plan.codec is not None  # noqa: S101 - is_saved() implies one
-        payload = plan.codec.encode(event)
-        headers = headers_text(saved_headers(trace, self._source))
-        text = key_text(key, plan.name)
-        return [Envelope(trace.message_id, where, topic, text, name, headers, payload) for where in destinations]
 
     def doom(self, message: Any) -> None:
         """Refuse the commit: a nested command failed after it may have changed something here."""
@@ -203,7 +177,7 @@ class Transaction:
     def _end(self) -> None:
         """Insert, commit and close in one go: three ways into SQLAlchemy would cost as much as the statements."""
         try:
-            if self._begin is not None and not self._begin.is_active:
+            if self._root is not None and not self._root.is_active:
                 raise TransactionMisuse(ENDED)
             if self._envelopes:
                 self._store.add(self._connected(), self._envelopes, last=True)
@@ -215,8 +189,8 @@ class Transaction:
     def _commit(self) -> None:
         if self._session is not None:
             self._session.sync_session.commit()
-        if self._begin is not None and self._begin.is_active:
-            self._begin.commit()
+        if self._root is not None and self._root.is_active:
+            self._root.commit()
 
     def _close(self) -> None:
         session, own = self._session, self._own
@@ -236,6 +210,7 @@ class Transaction:
         A savepoint begins nothing: the row that it would find is the delivery's own.
         """
         if self._begun:
+            self._refuse_another(connection)
             return
         forget_fault(connection)
         self._connection = connection
@@ -244,6 +219,14 @@ class Transaction:
             if self.already_taken:
                 raise AlreadyTaken
         self._begun = True
+
+    def _refuse_another(self, connection: Connection) -> None:
+        """Refuse a second transaction in the same database: it could be committed without this one."""
+        if self._own not in {None, connection} and connection.engine.pool is self._engine.pool:
+            self.refuse(
+                "The session did not join the connection that a handler had asked for: its class has a get_bind() of "
+                "its own, or binds=, which chooses the engine. Ask for one of the two in this transaction."
+            )
 
     def used(self) -> None:
         """Refuse another task than the handler's own."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cqrs.composition import compose
 from cqrs.errors import MisuseError
+from cqrs.mediator import Mediator
 from cqrs.testing.acting import Harness, storage_of
 from cqrs.testing.files import temporary
 from cqrs.testing.loop import Loop
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
     from cqrs.checks import Wishes
-    from cqrs.mediator import Mediator
 
 
 @asynccontextmanager
@@ -45,6 +45,9 @@ async def harness(
 
     Meanwhile `app` itself stands for the application under test, so that code which holds it works, too.
     """
+    given: Any = app
+    if not isinstance(given, Mediator):
+        raise MisuseError(f"harness takes an application that cqrs.bootstrap returned, and got {given!r}.")
     blueprint = app.blueprint
     if blueprint is None or app.is_open:
         raise MisuseError(

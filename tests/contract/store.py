@@ -11,7 +11,7 @@ from cqrs.outbox.dialect import Claim, Lane, Nothing
 from cqrs.outbox.rows import DEAD, Claimed, Counts, Probe, Verdict, View
 from cqrs.outbox.settings import record
 from cqrs.outbox.store import Store
-from tests.contract.admission import AdmissionContract
+from tests.contract.admission import AdmissionContract, park_at_once
 
 OpenStore = Callable[[int], Awaitable[Store]]
 
@@ -345,8 +345,7 @@ class StoreContract(AdmissionContract):
         assert numbers(await claim(store)) == [2]
 
     async def test_many_parked_keys_hold_back_their_rows(self, store: Store):
-        await add(store, *(letter(number, f"k{number}") for number in range(450)))
-        await settle(store, "one", [], [refused(row) for row in await claim(store, limit=450)])
+        await park_at_once(store, [letter(number, f"k{number}") for number in range(450)])
         await add(store, *(letter(number, f"k{number}") for number in range(450)))
         assert await claim(store, limit=450) == []
         assert await store.counts() == Counts(outbox=0, waiting=900, dead=0, scheduled=0)

@@ -28,7 +28,7 @@ from tests.contract.store import (
     settle,
     view,
 )
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 
 pytestmark = pytest.mark.services
 
@@ -39,7 +39,6 @@ class ServerContract(StoreContract):
     """A subclass names the variable of its server and makes an engine from a URL."""
 
     variable: str
-    empty: str = "DELETE FROM cqrs_{}"
 
     def engine(self, url: str) -> AsyncEngine:
         return create_async_engine(url, pool_size=5)
@@ -56,7 +55,7 @@ class ServerContract(StoreContract):
             await engine.dispose()
 
         with asyncio.Runner() as runner:
-            scratch = scratch_database(server(cls.variable))
+            scratch = empty_database(server(cls.variable))
             url = runner.run(scratch.__aenter__())
             try:
                 runner.run(migrate(url))
@@ -79,7 +78,7 @@ class ServerContract(StoreContract):
             engine = create_async_engine(url)
             async with engine.begin() as connection:
                 for table in TABLES:
-                    await connection.execute(text(self.empty.format(table)))
+                    await connection.execute(text(f"DELETE FROM cqrs_{table}"))
                 await connection.execute(text("DELETE FROM cqrs_settings WHERE name <> 'schema'"))
             await engine.dispose()
 
@@ -120,7 +119,6 @@ class ServerContract(StoreContract):
 
 class TestAsyncpg(ServerContract):
     variable = "POSTGRES_URL"
-    empty = "TRUNCATE cqrs_{}"
 
 
 class TestAsyncpgOfOurOwn(TestAsyncpg):

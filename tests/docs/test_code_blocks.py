@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.document import Block, commands, read_blocks
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -127,7 +127,7 @@ def test_every_code_block_runs(document: Path, tmp_path: Path):
 @pytest.mark.services
 @pytest.mark.parametrize("document", SERVERS)
 async def test_every_code_block_runs_with_a_server(document: str, tmp_path: Path):
-    async with scratch_database(server(SERVERS[document])) as database:
+    async with empty_database(server(SERVERS[document])) as database:
         outcome = await asyncio.to_thread(run, ROOT / document, tmp_path, database)
     assert outcome.returncode == 0, f"{document}\n{outcome.stdout}\n{outcome.stderr}"
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 import cqrs
 from tests.docs.document import read_blocks
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/production.md").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ async def test_every_statement_runs_and_the_application_opens_as_it_says(variabl
     async with AsyncExitStack() as stack:
         url = f"sqlite+aiosqlite:///{tmp_path}/shop.db"
         if variable is not None:
-            url = await stack.enter_async_context(scratch_database(server(variable)))
+            url = await stack.enter_async_context(empty_database(server(variable)))
         async with cqrs.bootstrap(registry=cqrs.Registry(), name="shop", database=url, migrate=True):
             pass
         engine = create_async_engine(url)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import cqrs
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 
 SERVERS = {"PostgreSQL": "POSTGRES_URL", "MariaDB": "MYSQL_URL"}
 
@@ -26,5 +26,5 @@ async def each_database(request: pytest.FixtureRequest, tmp_path: Path) -> Async
     if request.param == "SQLite":
         yield f"sqlite+aiosqlite:///{tmp_path / 'app.db'}"
         return
-    async with scratch_database(server(SERVERS[request.param])) as url:
+    async with empty_database(server(SERVERS[request.param])) as url:
         yield url

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 import cqrs
 from cqrs.outbox import Failed, Fate, Outcome, storage
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 from tests.unit.outbox.support import until
 
 pytestmark = pytest.mark.services
@@ -76,7 +76,7 @@ class Shop:
 @pytest.fixture
 async def bare() -> AsyncIterator[Shop]:
     """A database with the tables."""
-    async with scratch_database(server("POSTGRES_LOGICAL_URL")) as url:
+    async with empty_database(server("POSTGRES_LOGICAL_URL")) as url:
         place = sa.make_url(url)
         connection = await asyncpg.connect(place.set(drivername="postgresql").render_as_string(hide_password=False))
         shop = Shop(url, connection)
@@ -208,7 +208,7 @@ async def test_a_slot_that_is_dropped_meanwhile_is_reported(
 
 
 async def test_a_server_whose_log_cannot_be_decoded_is_refused():
-    async with scratch_database(server("POSTGRES_URL")) as url:
+    async with empty_database(server("POSTGRES_URL")) as url:
         registry = cqrs.Registry()
         app = cqrs.bootstrap(registry=registry, name="shop", database=url, migrate=True, carrier="log")
         with pytest.raises(cqrs.SchemaError, match=r"the server has wal_level = replica\. Set wal_level = logical"):

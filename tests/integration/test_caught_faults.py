@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 import cqrs
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 from tests.unit.outbox.support import run_sql
 
 pytestmark = pytest.mark.services
@@ -24,7 +24,7 @@ ENDING = {"POSTGRES_URL": DUPLICATE, "MYSQL_URL": DEADLOCK}
 @pytest.fixture(params=ENDING)
 async def place(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, str]]:
     """A database, and a statement that ends a transaction on it."""
-    async with scratch_database(server(request.param)) as database:
+    async with empty_database(server(request.param)) as database:
         await run_sql(database, "create table effects (id varchar(40) primary key)", DUPLICATE)
         yield database, ENDING[request.param]
 
@@ -68,7 +68,7 @@ async def test_what_failed_in_a_savepoint_is_no_harm(registry: cqrs.Registry, pl
 @pytest.fixture(params=["ours", "postgresql+asyncpg", "postgresql+psycopg"])
 async def postgresql(request: pytest.FixtureRequest) -> AsyncIterator[str | AsyncEngine]:
     """A database on PostgreSQL: its URL, or an engine of the user's."""
-    async with scratch_database(server("POSTGRES_URL")) as database:
+    async with empty_database(server("POSTGRES_URL")) as database:
         await run_sql(database, "create table effects (id varchar(40) primary key)", DUPLICATE)
         if request.param == "ours":
             yield database

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 from tests.unit.cli.support import run, run_json
 from tests.unit.outbox.support import run_sql
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.services
 @pytest.mark.parametrize("variable", ["POSTGRES_URL", "MYSQL_URL"])
 @pytest.mark.parametrize("options", [[], ["--prefix", "own_"]])
 async def test_check_is_content_with_what_upgrade_makes(variable: str, options: list[str]):
-    async with scratch_database(server(variable)) as url:
+    async with empty_database(server(variable)) as url:
         place = ["--url", url, *options]
         assert (await asyncio.to_thread(run_json, "db", "upgrade", *place)) == {"before": 0, "number": 1}
         done = await asyncio.to_thread(run, "db", "check", *place)
@@ -22,7 +22,7 @@ async def test_check_is_content_with_what_upgrade_makes(variable: str, options: 
 
 
 async def test_upgrade_and_check_work_in_a_schema_of_their_own():
-    async with scratch_database(server("POSTGRES_URL")) as url:
+    async with empty_database(server("POSTGRES_URL")) as url:
         place = ["--url", url, "--schema", "messaging"]
         missing = await asyncio.to_thread(run, "db", "upgrade", *place, code=4)
         assert missing.stderr == (

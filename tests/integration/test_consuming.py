@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 import cqrs
 from cqrs import health
 from tests.proxy import Proxy
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 from tests.unit.outbox.support import run_sql, until
 
 pytestmark = pytest.mark.services
@@ -133,7 +133,7 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     async with contextlib.AsyncExitStack() as stack:
         url = f"sqlite+aiosqlite:///{tmp_path / 'app.db'}"
         if database:
-            url = await stack.enter_async_context(scratch_database(server(database)))
+            url = await stack.enter_async_context(empty_database(server(database)))
         scene = Scene(url, server(broker))
         await scene.prepare()
         yield scene

@@ -490,7 +490,7 @@ async def test_events_of_a_delivery_that_was_taken_before_are_not_saved_again(re
             # As it is when another process takes the message after this one has looked.
             return set()
 
-        nobody._taken = none_taken  # type: ignore[attr-defined]
+        nobody._taken = none_taken
         await relay_all(app)
         assert await run_sql(database, "SELECT count(*) FROM cqrs_outbox") == [0]
         assert await run_sql(database, "SELECT handler FROM cqrs_inbox") == ["receive"]

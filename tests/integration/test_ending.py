@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 import cqrs
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 from tests.unit.outbox.support import run_sql, storage_of
 
 SAVED = "SELECT type FROM cqrs_outbox ORDER BY id"
@@ -134,7 +134,7 @@ async def test_the_application_goes_on_after_sqlite_has_refused_a_commit(
 @pytest.mark.services
 async def test_on_postgresql_a_command_that_emits_makes_no_trip_more(registry: cqrs.Registry):
     statements: list[str] = []
-    async with scratch_database(server("POSTGRES_URL")) as database:
+    async with empty_database(server("POSTGRES_URL")) as database:
         await run_sql(database, "CREATE TABLE names (name VARCHAR(40))")
         registry.integration_event(topic="names", key="name")(Written)
 

@@ -4,7 +4,7 @@ import pytest
 
 import cqrs
 from cqrs.testing import harness
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 from tests.unit.support import RecordingPublisher
 
 pytestmark = pytest.mark.services
@@ -25,7 +25,7 @@ async def test_a_retry_in_an_hour_happens_at_once(variable: str, broker: Recordi
         if context.attempt < 3:
             raise ConnectionError("no route")
 
-    async with scratch_database(server(variable)) as url:
+    async with empty_database(server(variable)) as url:
         app = cqrs.bootstrap(registry=registry, database=url, broker=broker)
         async with harness(app, database=url) as t:
             await t.emit(Placed(number=1))

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import cqrs
 from cqrs.health import Health, State, examine
 from tests.proxy import Proxy
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 
 SECRET = "p-4711"
 
@@ -19,7 +19,7 @@ SECRET = "p-4711"
 @asynccontextmanager
 async def behind_proxy(variable: str) -> AsyncIterator[tuple[cqrs.Mediator, Proxy]]:
     """An open application whose database is behind a proxy."""
-    async with scratch_database(server(variable)) as url:
+    async with empty_database(server(variable)) as url:
         place = sa.make_url(url)
         async with Proxy(place.host or "localhost", place.port or 0) as proxy:
             through = place.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)

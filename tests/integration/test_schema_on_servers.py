@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 import cqrs
 from cqrs import migrations
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 
 pytestmark = pytest.mark.services
 
@@ -58,19 +58,19 @@ def tables(url: str) -> set[str]:
 
 @pytest.fixture(params=["POSTGRES_URL", "MYSQL_URL"])
 async def url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    async with scratch_database(server(request.param)) as url:
+    async with empty_database(server(request.param)) as url:
         yield url
 
 
 @pytest.fixture
 async def postgres_url() -> AsyncIterator[str]:
-    async with scratch_database(server("POSTGRES_URL")) as url:
+    async with empty_database(server("POSTGRES_URL")) as url:
         yield url
 
 
 @pytest.fixture
 async def mysql_url() -> AsyncIterator[str]:
-    async with scratch_database(server("MYSQL_URL")) as url:
+    async with empty_database(server("MYSQL_URL")) as url:
         yield url
 
 

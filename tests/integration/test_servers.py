@@ -21,7 +21,7 @@ from cqrs.outbox import bell, floor, storage
 from cqrs.outbox.relay import Pace
 from cqrs.outbox.rows import View
 from tests.proxy import Proxy
-from tests.servers import scratch_database, server
+from tests.servers import empty_database, server
 from tests.unit.outbox.support import run_sql, storage_of, until
 
 pytestmark = pytest.mark.services
@@ -43,7 +43,7 @@ def variable() -> str:
 
 @pytest.fixture
 async def database(variable: str) -> AsyncIterator[str]:
-    async with scratch_database(server(variable)) as url:
+    async with empty_database(server(variable)) as url:
         yield url
 
 
@@ -211,7 +211,7 @@ async def test_a_row_of_a_transaction_that_stayed_open_is_read_as_soon_as_it_end
         for number in (2, 3, 4):
             await app.emit(Happened(order="o2", number=number))
             await relay.relay_outbox()
-        assert min(relay._outbox[0]._slots._floors[relay._circuits.view(["receive"])].slots.values()) > 1  # type: ignore[attr-defined]
+        assert min(relay._outbox[0]._slots._floors[relay._circuits.view(["receive"])].slots.values()) > 1
         await late.commit()
         assert await relay.relay_outbox()
     assert shop.seen == [2, 3, 4, 1]
@@ -289,7 +289,7 @@ async def parked(app: cqrs.Mediator) -> bool:
 
 
 async def test_slot_rows_and_settings_that_were_deleted_are_written_again(monkeypatch: pytest.MonkeyPatch):
-    async with scratch_database(server("MYSQL_URL")) as database:
+    async with empty_database(server("MYSQL_URL")) as database:
         shop = Shop()
         monkeypatch.setattr(storage, "HOUSEKEEPING", 0.05)
         async with shop.app(database) as app:

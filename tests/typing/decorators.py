@@ -173,10 +173,10 @@ async def a_registrys_decorators_keep_types() -> None:
 # Options that there are not
 
 
-@cqrs.command_handler(durable=True)  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportCallIssue]
+@cqrs.command_handler(durable=True)  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportCallIssue, reportUntypedFunctionDecorator]
 async def durable_command(command: PlaceOrder) -> int:
     return 1
 
 
-@cqrs.event_handler(on_dead="forget")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportCallIssue]
+@cqrs.event_handler(on_dead="forget")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
 async def forgetful(event: OrderCounted) -> None: ...

@@ -83,10 +83,6 @@ def wrong_fields_of_a_message() -> None:
     PlaceOrder(sku="tea")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
-def a_message_cannot_be_changed(command: PlaceOrder) -> None:
-    command.sku = "coffee"  # type: ignore[misc, unused-ignore]  # pyright: ignore[reportAttributeAccessIssue]
-
-
 async def the_rest_of_the_mediator(app: cqrs.Mediator) -> None:
     assert_type(app.name, str)
     await app.emit(OrderPlaced(order_id="o1"))

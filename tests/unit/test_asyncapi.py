@@ -39,7 +39,7 @@ def document(registry: cqrs.Registry, topic: str = "payments", **wishes: Any) ->
     async def bill(event: Placed) -> None: ...
 
     options = {"broker": "kafka://shop:secret@broker:9092", "database": "sqlite+aiosqlite:///app.db", **wishes}
-    return asyncapi(cqrs.bootstrap(registry=registry, name="payments", **options))  # type: ignore[arg-type]
+    return asyncapi(cqrs.bootstrap(registry=registry, name="payments", **options))
 
 
 def resolve(found: dict[str, Any], reference: str) -> Any:

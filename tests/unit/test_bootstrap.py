@@ -245,7 +245,7 @@ def test_a_published_event_without_a_database_is_refused(registry: cqrs.Registry
     event = publish(registry)
 
     @registry.event_handler
-    async def handler(event: event) -> None: ...  # type: ignore[valid-type]
+    async def handler(event: event) -> None: ...
 
     assert problems(registry=registry) == [
         (
@@ -294,7 +294,7 @@ def test_two_published_events_of_one_name_are_refused(registry: cqrs.Registry, d
     one, other = publish(registry), publish(registry)
 
     @registry.event_handler
-    async def handler(event: one | other) -> None: ...  # type: ignore[valid-type]
+    async def handler(event: one | other) -> None: ...
 
     assert problems(registry=registry, database=database) == [
         (
@@ -308,7 +308,7 @@ def test_two_published_events_of_different_names_are_fine(registry: cqrs.Registr
     one, other = publish(registry), publish(registry, name="order.shipped")
 
     @registry.event_handler
-    async def handler(event: one | other) -> None: ...  # type: ignore[valid-type]
+    async def handler(event: one | other) -> None: ...
 
     assert {plan.name for plan in cqrs.bootstrap(registry=registry, database=database).plans.values()} == {
         "Shipped",

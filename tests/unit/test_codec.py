@@ -47,7 +47,7 @@ class Placed(cqrs.Event):
     total: int | float
     raw: bytes = b""
 
-    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @pydantic.computed_field
     @property
     def count(self) -> int:
         return len(self.lines)

@@ -1,3 +1,4 @@
+import asyncio
 from typing import Any
 
 import pytest
@@ -140,3 +141,17 @@ async def test_a_sessionmakers_options_and_class_are_kept(registry: cqrs.Registr
     async with cqrs.bootstrap(registry=registry, database=sessions, name="shop") as app:
         assert await app.send(Ask()) == (True, False, 1)
     await engine.dispose()
+
+
+async def test_a_server_that_says_nothing_is_out_of_reach(registry: cqrs.Registry, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(database, "PATIENCE", 0.1)
+    held: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        app = cqrs.bootstrap(
+            registry=registry, name="shop", database=f"mysql+asyncmy://me:secret@127.0.0.1:{port}/shop"
+        )
+        with pytest.raises(cqrs.DatabaseUnreachable, match="cannot be connected to: no answer in time"):
+            await app.__aenter__()
+        for writer in held:
+            writer.close()

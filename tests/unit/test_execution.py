@@ -500,7 +500,7 @@ async def test_an_event_sent_inside_a_handler_is_handled_at_once(registry: cqrs.
         log.append("command")
 
     @registry.event_handler
-    async def one(event: One) -> str:  # type: ignore[misc]
+    async def one(event: One) -> str:
         log.append(event.name)
         return "ignored"
 

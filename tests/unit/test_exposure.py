@@ -387,3 +387,12 @@ def test_a_message_whose_fields_nobody_knows_is_refused(registry: cqrs.Registry)
     assert wrong(cqrs.bootstrap(registry=registry), expose(Plain, "POST /plain")) == [
         "Plain has no fields that a request could fill. Make it a pydantic model or a dataclass."
     ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(expose(PlaceOrder, "POST /orders"),), (cqrs.bootstrap(registry=cqrs.Registry(), name="shop"), PlaceOrder)],
+)
+def test_a_router_of_something_else_says_what_it_takes(arguments: tuple[Any, ...]):
+    with pytest.raises(cqrs.MisuseError, match="router takes the application, then routes"):
+        router(*arguments)

@@ -254,3 +254,9 @@ async def test_a_broker_under_test_may_be_started_again(registry: cqrs.Registry,
             body = json.dumps({"order": number}).encode()
             await broker.publish(body, "orders", headers={**HEADERS, "ce_id": f"m{number}"})
     assert await scene.receipts() == ["1", "2"]
+
+
+def test_mount_says_what_it_takes_and_in_which_order():
+    app = cqrs.bootstrap(registry=cqrs.Registry(), name="shop")
+    with pytest.raises(cqrs.MisuseError, match=r"mount takes the application, then the broker: mount\(app, broker\)\."):
+        mount(KafkaBroker(), app)

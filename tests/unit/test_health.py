@@ -186,9 +186,9 @@ async def test_a_consumer_that_is_at_work_is_well_and_one_that_cannot_says_why(a
         fault: str | None
 
     async with app:
-        app.consumer = Consumer(None)  # type: ignore[assignment]  # all that is asked of it
+        app.consumer = Consumer(None)  # all that is asked of it
         assert (await examine(app)).checks["consuming"].state is State.OK
-        app.consumer = Consumer("the database is away: [parameters: secret]")  # type: ignore[assignment]
+        app.consumer = Consumer("the database is away: [parameters: secret]")
         assert (await examine(app)).checks["consuming"].reason == "the database is away"
 
 

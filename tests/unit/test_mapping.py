@@ -70,7 +70,7 @@ async def test_an_async_factory_is_awaited(registry: cqrs.Registry):
 @pytest.mark.parametrize("wanted", [Orders, Placing], ids=["base class", "protocol"])
 async def test_a_port_is_provided_by_what_can_stand_for_it(registry: cqrs.Registry, wanted: type):
     @registry.command_handler
-    async def handler(command: PlaceOrder, given: wanted) -> object:  # type: ignore[valid-type]
+    async def handler(command: PlaceOrder, given: wanted) -> object:
         return given
 
     app = cqrs.bootstrap(registry=registry, container={FastOrders: FastOrders, str: lambda: "text"})

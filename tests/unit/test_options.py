@@ -43,14 +43,14 @@ class Timed:
 def test_a_value_that_a_handlers_option_cannot_have_is_refused(
     registry: cqrs.Registry, option: str, value: Any, cure: str
 ):
-    @registry.event_handler(**{option: value})  # type: ignore[call-overload]
+    @registry.event_handler(**{option: value})
     async def handler(event: OrderPlaced) -> None: ...
 
     assert problems(registry=registry) == [f"{path(handler)}: {option}={value!r} cannot be ({place(handler)}). {cure}"]
 
 
 def test_what_an_option_cannot_be_is_told_with_all_else(registry: cqrs.Registry):
-    @registry.event_handler(retry=5, on_dead="blok")  # type: ignore[call-overload]
+    @registry.event_handler(retry=5, on_dead="blok")
     async def handler(event: OrderPlaced) -> None: ...
 
     @registry.command_handler

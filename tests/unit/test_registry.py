@@ -74,11 +74,11 @@ def test_a_record_names_the_module_of_its_handler(registry: cqrs.Registry):
 def test_a_record_cannot_be_changed(registry: cqrs.Registry):
     registry.command_handler(place_order)
     with pytest.raises(AttributeError):
-        registry.handlers[0].kind = Kind.QUERY  # type: ignore[misc]
+        registry.handlers[0].kind = Kind.QUERY
 
 
 def test_decorators_look_at_nothing(registry: cqrs.Registry):
-    def nonsense(a, /, *b, c: "Missing" = 1, **d): ...  # type: ignore[name-defined]  # noqa: F821 - the missing name is what is tested
+    def nonsense(a, /, *b, c: "Missing" = 1, **d): ...  # noqa: F821 - the missing name is what is tested
 
     registry.command_handler(nonsense)
     assert registry.handlers[0].target is nonsense
@@ -203,7 +203,7 @@ def test_a_published_event_without_a_topic_is_refused_where_it_is_declared(regis
         pass
 
     with pytest.raises(cqrs.MisuseError) as caught:
-        registry.integration_event(Shipped)  # type: ignore[arg-type]
+        registry.integration_event(Shipped)
     assert str(caught.value) == (
         f"{Shipped.__qualname__} ({source_of(Shipped)}) is published to no topic. "
         'Name it: @cqrs.integration_event(topic="orders") above the class.'

@@ -68,7 +68,7 @@ def test_a_policy_without_a_single_attempt_is_refused(attempts: int):
 )
 def test_durations_that_cannot_be_meant_are_refused(durations: dict[str, float]):
     with pytest.raises(ValueError, match="first and longest are at least 0, factor at least 1, jitter within 0 and 1"):
-        Retry(**durations)  # type: ignore[arg-type]
+        Retry(**durations)
 
 
 def test_a_policy_that_is_no_number_is_refused():

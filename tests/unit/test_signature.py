@@ -27,7 +27,7 @@ class GetOrder(cqrs.Query[str]):
     order_id: str
 
 
-class Untyped(cqrs.Command):  # type: ignore[type-arg]
+class Untyped(cqrs.Command):
     pass
 
 
@@ -179,7 +179,7 @@ async def ping(message: Annotated[Ping, "text"], clock: Annotated[Clock, "any"],
 async def test_the_message_of_a_class_may_be_named_by_its_base_alone(registry: cqrs.Registry):
     @registry.command_handler
     class Handler(cqrs.RequestHandler[PlaceOrder, int]):
-        async def handle(self, request) -> int:  # type: ignore[no-untyped-def]
+        async def handle(self, request) -> int:
             return len(request.sku)
 
     assert await cqrs.bootstrap(registry=registry).send(PlaceOrder(sku="tea")) == 3
@@ -318,7 +318,7 @@ def test_a_plain_function_is_refused(registry: cqrs.Registry, style: str):
 
 
 def test_an_unknown_option_is_refused(registry: cqrs.Registry):
-    @registry.command_handler(durable=True, retries=3)  # type: ignore[call-overload]
+    @registry.command_handler(durable=True, retries=3)
     async def handler(command: PlaceOrder) -> int:
         return 1
 
@@ -331,7 +331,7 @@ def test_an_unknown_option_is_refused(registry: cqrs.Registry):
 
 
 def test_an_unknown_option_of_an_event_handler_is_refused(registry: cqrs.Registry):
-    @registry.event_handler(durabel=True)  # type: ignore[call-overload]
+    @registry.event_handler(durabel=True)
     async def handler(event: OrderPlaced) -> None: ...
 
     assert problems(registry=registry) == [
@@ -344,7 +344,7 @@ def test_an_unknown_option_of_an_event_handler_is_refused(registry: cqrs.Registr
 
 def test_annotations_that_cannot_be_resolved_are_refused(registry: cqrs.Registry):
     @registry.command_handler
-    async def handler(command: "Missing") -> int:  # type: ignore[name-defined]  # noqa: F821 - the missing name is what is tested
+    async def handler(command: "Missing") -> int:  # noqa: F821 - the missing name is what is tested
         return 1
 
     assert problems(registry=registry) == [
@@ -358,7 +358,7 @@ def test_annotations_that_cannot_be_resolved_are_refused(registry: cqrs.Registry
 def test_annotations_of_init_that_cannot_be_resolved_are_refused(registry: cqrs.Registry):
     @registry.command_handler
     class Handler:
-        def __init__(self, orders: "Missing") -> None: ...  # type: ignore[name-defined]  # noqa: F821 - the missing name is what is tested
+        def __init__(self, orders: "Missing") -> None: ...  # noqa: F821 - the missing name is what is tested
 
         async def handle(self, command: PlaceOrder) -> int:
             return 1
@@ -413,7 +413,7 @@ def test_a_handler_class_whose_handle_takes_no_message_is_refused(registry: cqrs
 
 def test_a_first_parameter_without_an_annotation_is_refused(registry: cqrs.Registry):
     @registry.command_handler
-    async def handler(command) -> int:  # type: ignore[no-untyped-def]
+    async def handler(command) -> int:
         return 1
 
     assert problems(registry=registry) == [
@@ -425,7 +425,7 @@ def test_a_first_parameter_without_an_annotation_is_refused(registry: cqrs.Regis
 
 
 def test_a_handler_bound_to_another_message_is_refused(registry: cqrs.Registry):
-    async def handler(command: PlaceOrder):  # type: ignore[no-untyped-def]
+    async def handler(command: PlaceOrder):
         return 1
 
     assert problems(registry=registry, commands_mapper=lambda m: m.bind(CancelOrder, handler)) == [
@@ -451,7 +451,7 @@ def test_a_handler_bound_to_another_message_is_refused(registry: cqrs.Registry):
 )
 def test_a_first_parameter_that_is_no_message_is_refused(registry: cqrs.Registry, annotation: Any, shown: str):
     @registry.command_handler
-    async def handler(command):  # type: ignore[no-untyped-def]
+    async def handler(command):
         return 1
 
     handler.__annotations__["command"] = annotation
@@ -493,7 +493,7 @@ def test_an_optional_event_is_refused(registry: cqrs.Registry):
 def test_a_handler_of_another_kind_than_its_message_is_refused(
     registry: cqrs.Registry, decorator: str, said: str, message: type, expected: str
 ):
-    async def handler(message):  # type: ignore[no-untyped-def]
+    async def handler(message):
         return None
 
     handler.__annotations__["message"] = message
@@ -566,10 +566,10 @@ class Page(cqrs.Response, Generic[S]):
     ],
 )
 def test_a_reply_that_fits_the_message_is_accepted(registry: cqrs.Registry, promised: Any, returned: Any):
-    class Ask(cqrs.Query[promised]):  # type: ignore[valid-type]
+    class Ask(cqrs.Query[promised]):
         pass
 
-    async def handler(query: Ask): ...  # type: ignore[no-untyped-def]
+    async def handler(query: Ask): ...
 
     handler.__annotations__["return"] = returned
     registry.query_handler(handler)
@@ -590,10 +590,10 @@ def test_a_reply_that_fits_the_message_is_accepted(registry: cqrs.Registry, prom
     ],
 )
 def test_a_reply_that_does_not_fit_the_message_is_refused(registry: cqrs.Registry, promised: Any, returned: Any):
-    class Ask(cqrs.Query[promised]):  # type: ignore[valid-type]
+    class Ask(cqrs.Query[promised]):
         pass
 
-    async def handler(query: Ask): ...  # type: ignore[no-untyped-def]
+    async def handler(query: Ask): ...
 
     handler.__annotations__["return"] = returned
     registry.query_handler(handler)

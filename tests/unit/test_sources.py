@@ -12,7 +12,7 @@ class PlaceOrder(cqrs.Command[int]):
     sku: str
 
 
-class Untyped(cqrs.Command):  # type: ignore[type-arg]
+class Untyped(cqrs.Command):
     pass
 
 
@@ -125,7 +125,7 @@ def test_every_parameter_that_nothing_provides_is_listed(registry: cqrs.Registry
 
 def test_a_parameter_without_an_annotation_is_refused(registry: cqrs.Registry):
     @registry.command_handler
-    async def handler(command: PlaceOrder, orders) -> int:  # type: ignore[no-untyped-def]
+    async def handler(command: PlaceOrder, orders) -> int:
         return 1
 
     assert problems(registry=registry) == [

@@ -59,7 +59,7 @@ class FakeProducer:
                 values.append(value)
             return taken
 
-        builder.append = noting  # type: ignore[method-assign]
+        builder.append = noting
         return builder
 
     async def send_batch(self, batch: BatchBuilder, topic: str, *, partition: int) -> "asyncio.Future[None]":
@@ -236,7 +236,7 @@ async def test_the_partitions_of_messages_without_a_key_take_turns(fake: type[Fa
         seen.append(partition)
         return await FakeProducer.send_batch(self, batch, topic, partition=partition)
 
-    fake.partitions_for, fake.send_batch = partitions_for, send_batch  # type: ignore[method-assign]
+    fake.partitions_for, fake.send_batch = partitions_for, send_batch
     publisher = Kafka("one:9092", timeout=0.4)
     for number in "123456":
         await publisher.publish([letter(number, None)])

@@ -87,7 +87,7 @@ class Broker:
 
     async def publish(self, outlet: Outlet, sent: list[Letter], ends: list[End]) -> None:
         self.rounds.append([str(found.properties.message_id) for found in sent])
-        waiting = self.send(outlet.channel, sent, ends)  # type: ignore[arg-type]
+        waiting = self.send(outlet.channel, sent, ends)
         if waiting is not None:
             await waiting
 

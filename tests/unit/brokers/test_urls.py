@@ -10,6 +10,7 @@ import cqrs
 from cqrs.brokers.kafka import Kafka
 from cqrs.brokers.rabbitmq import RabbitMQ
 from cqrs.brokers.urls import TLS, connect, from_object
+from tests.unit.support import RecordingPublisher
 
 EXAMPLES = 'broker="kafka://localhost:9092" or broker="amqp://guest:guest@localhost/"'
 SCHEMES = f"Use one of kafka://, kafka+ssl://, amqp://, amqps://: {EXAMPLES}."
@@ -239,6 +240,14 @@ def test_a_publisher_is_taken_as_it_is():
     publisher, problems = Printing(), []
     assert from_object(publisher, problems, slots=16) is publisher
     assert problems == []
+
+
+def test_the_class_of_a_broker_is_refused():
+    problems: list[cqrs.Problem] = []
+    assert from_object(RecordingPublisher, problems, slots=16) is None
+    assert [str(problem) for problem in problems] == [
+        "The broker RecordingPublisher is a class. Pass an object of it: RecordingPublisher(...)."
+    ]
 
 
 def test_what_is_no_publisher_is_refused():

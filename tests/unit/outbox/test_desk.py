@@ -30,7 +30,7 @@ class Shop:
             self.seen.append(event.name)
 
         options = {"retry": cqrs.Retry(attempts=1), **wishes}
-        self.app = cqrs.bootstrap(registry=registry, name="shop", database=database, relay=False, **options)  # type: ignore[arg-type]
+        self.app = cqrs.bootstrap(registry=registry, name="shop", database=database, relay=False, **options)
 
     async def emit(self, *names: str, order: str | None = "o1") -> None:
         for name in names:

@@ -95,7 +95,7 @@ async def test_draining_waits_for_what_is_emitted_while_the_database_is_asked(sh
                 await app.send(Start(orders=[late.pop()]))
             return left
 
-        store.unended = asked  # type: ignore[method-assign]
+        store.unended = asked
         await app.send(Start(orders=["o1"]))
         await app.drain()
     assert shop.seen == ["o1", "o2"]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError, ResourceClosedError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import cqrs
 from cqrs.context import Trace
@@ -66,7 +66,7 @@ def registry(registry: cqrs.Registry) -> cqrs.Registry:
     return registry
 
 
-def make(registry: cqrs.Registry, database: str, **wishes: Any) -> cqrs.Mediator:
+def make(registry: cqrs.Registry, database: Any, **wishes: Any) -> cqrs.Mediator:
     """Return an application whose relay takes nothing, so that what is saved stays to be looked at."""
     return cqrs.bootstrap(registry=registry, database=database, name="shop", relay=False, **wishes)
 
@@ -160,6 +160,28 @@ async def test_handlers_of_one_command_share_the_transaction_whatever_they_ask_f
         else:
             await app.send(Start())
         assert await run_sql(database, ITEMS) == ([] if fails else ["tea", "milk"])
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_session_may_be_used_first_in_a_savepoint_of_the_connection(
+    registry: cqrs.Registry, database: str, fails: bool
+):
+    @registry.event_handler
+    async def noted(event: Noted, session: AsyncSession) -> None:
+        await session.execute(INSERT)
+
+    @registry.command_handler
+    async def start(command: Start, connection: AsyncConnection, context: cqrs.Context) -> Any:
+        with suppress(LookupError):
+            async with connection.begin_nested():
+                await context.send(Noted())
+                if fails:
+                    raise LookupError
+        await connection.execute(MORE)
+
+    async with make(registry, database) as app:
+        await app.send(Start())
+        assert await run_sql(database, ITEMS) == (["milk"] if fails else ["tea", "milk"])
 
 
 async def test_what_a_session_that_joined_the_connection_holds_is_flushed(registry: cqrs.Registry, database: str):
@@ -337,6 +359,30 @@ async def test_a_connection_that_was_kept_is_closed_when_its_command_has_ended(r
         await app.send(Start())
         with pytest.raises(ResourceClosedError):
             await kept[0].execute(INSERT)
+
+
+async def test_a_session_that_chooses_its_engine_itself_cannot_join_the_connection(
+    registry: cqrs.Registry, database: str
+):
+    engine = create_async_engine(database)
+
+    class RoutingSession(Session):
+        def get_bind(self, *arguments: Any, **options: Any) -> Any:
+            return engine.sync_engine
+
+    @registry.command_handler
+    async def start(command: Start, connection: AsyncConnection, context: cqrs.Context) -> Any:
+        await context.send(Inner())
+
+    @registry.command_handler
+    async def inner(command: Inner, session: AsyncSession) -> Any:
+        await session.scalar(text("SELECT 1"))
+
+    sessions = async_sessionmaker(engine, sync_session_class=RoutingSession)
+    async with make(registry, sessions) as app:
+        with pytest.raises(cqrs.TransactionMisuse, match=r"get_bind\(\)"):
+            await app.send(Start())
+    await engine.dispose()
 
 
 def test_without_a_database_the_way_out_is_told(registry: cqrs.Registry):

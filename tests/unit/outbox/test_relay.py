@@ -196,7 +196,7 @@ async def test_rows_that_were_held_back_alone_are_a_batch(store: FakeStore):
     async def claim(*_: Any, **__: Any) -> FakeClaim:
         return FakeClaim(store, (), store.settle, 3)
 
-    store.claim = claim  # type: ignore[method-assign]
+    store.claim = claim
     assert await make_relay(store, {"handler": FakePublisher()}).relay_outbox() is True
 
 
@@ -318,7 +318,7 @@ async def test_slots_are_kept_while_another_publisher_still_works_although_one_h
         at_settling.extend(working)
 
     at_settling: list[str] = []
-    store.settle = settle  # type: ignore[method-assign]
+    store.settle = settle
     store.outbox += [row(1, destination="x"), row(2, destination="broker")]
     relay = make_relay(store, {"broker": FakePublisher(work), "x": FakePublisher(fail)})
     task = asyncio.create_task(relay.relay_outbox())
@@ -350,7 +350,7 @@ async def test_a_lease_that_cannot_be_renewed_does_not_end_the_batch(store: Fake
         await until(lambda: len(tries) >= 2)
         return [Fate.DELIVERED]
 
-    store.keep = renew  # type: ignore[method-assign]
+    store.keep = renew
     store.outbox += [row(1)]
     await make_relay(store, {"handler": FakePublisher(publish)}, Pace(lease=0.02)).relay_outbox()
     assert store.settled == [([1], [])]

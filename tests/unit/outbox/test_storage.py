@@ -282,7 +282,7 @@ async def test_rows_that_nobody_claims_are_reported_once_after_a_while(shop: Sho
             count += 1
             await rounds(*arguments)
 
-        storage_of(app).store.parked.wake_heads = counted  # type: ignore[method-assign]
+        storage_of(app).store.parked.wake_heads = counted
         await until(lambda: count >= 3)
         assert len(reports()) == 1
 
@@ -300,6 +300,6 @@ async def test_housekeeping_that_failed_is_tried_again(shop: Shop, caplog: pytes
             return await forget(**options)
 
         done: list[int] = []
-        store.inbox.forget = failing  # type: ignore[method-assign]
+        store.inbox.forget = failing
         await until(lambda: bool(done))
     assert "Housekeeping failed and is tried again: gone" in caplog.messages

@@ -654,3 +654,10 @@ async def test_a_random_story_has_ended_when_it_is_said_to(stories: list[Step], 
         assert counts.dead == sum(each.dead for each in t.failures)
         assert len(t.failures) == sum(fails for *_, fails in ended)
         assert len(t.emitted) == len(ended) / len(HANDLERS)
+
+
+async def test_a_harness_of_something_else_says_what_it_takes():
+    def make() -> None: ...
+
+    with pytest.raises(cqrs.MisuseError, match="harness takes an application that"):
+        await harness(make).__aenter__()
