@@ -142,7 +142,8 @@ def test_a_session_that_is_not_async_is_refused(registry: cqrs.Registry, databas
         return 1
 
     cure = (
-        "If it is the transaction's session, ask for sqlalchemy.ext.asyncio.AsyncSession; else add a provider of that"
+        "If it is the transaction's, ask for AsyncSession or AsyncConnection of sqlalchemy.ext.asyncio; "
+        "else add a provider of that"
     )
     assert problems(registry=registry, database=database) == [
         f"{path(handler)}: nothing provides 'session' (Session) ({place(handler)}). {cure} type to the container."
