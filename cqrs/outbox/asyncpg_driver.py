@@ -78,7 +78,8 @@ def begin(connection: Connection) -> None:
     driver: Any = connection.connection.driver_connection
     adapter: Any = connection.connection.dbapi_connection
     if not (driver.is_in_transaction() or adapter.autocommit):
-        await_only(adapter._start_transaction())  # noqa: SLF001 - what SQLAlchemy itself begins with
+        with _given_up_on_error(connection, "BEGIN"):
+            await_only(adapter._start_transaction())  # noqa: SLF001 - what SQLAlchemy itself begins with
 
 
 def begin_with(connection: Connection, statement: str, parameters: Sequence[Value]) -> int | None:
