@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from cqrs.codec import BROKER
-from cqrs.errors import DecodingError
+from cqrs.errors import DecodingError, PublishError
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher
 
 if TYPE_CHECKING:
@@ -58,7 +58,13 @@ class Handover:
         """Publish; a broker's publisher that does not answer within the lease is given up."""
         to_broker = publisher is self.publishers.get(BROKER)
         async with asyncio.timeout(self._patience if to_broker else None):
-            return await publisher.publish(envelopes)
+            outcomes = await publisher.publish(envelopes)
+        if len(outcomes) != len(envelopes):
+            name = type(publisher).__qualname__
+            raise PublishError(
+                f"{name} returned {len(outcomes)} outcomes for {len(envelopes)} envelopes: one for each."
+            )
+        return outcomes
 
 
 def _served(publishers: Mapping[str, Publisher]) -> list[tuple[Publisher, set[str]]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cqrs.codec import Envelope
-from cqrs.errors import DecodingError
+from cqrs.errors import DecodingError, PublishError
 from cqrs.outbox import circuits
 from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher, Unavailable
@@ -290,6 +290,14 @@ async def test_a_publisher_that_raises_gives_its_slots_back_and_nothing_is_done(
     with pytest.raises(Lost):
         await make_relay(store, {"handler": FakePublisher(publish)}).relay_outbox()
     assert store.settled == [([], [])]
+
+
+async def test_a_publisher_that_miscounts_is_told_and_costs_no_other_its_outcomes(store: FakeStore):
+    store.outbox += [row(1, destination="broker"), row(2)]
+    publishers: dict[str, Publisher] = {"broker": answering(), "handler": answering(Fate.DELIVERED)}
+    with pytest.raises(PublishError, match="FakePublisher returned 0 outcomes for 1 envelopes"):
+        await make_relay(store, publishers).relay_outbox()
+    assert store.settled == [([2], [])]
 
 
 async def test_slots_are_kept_while_another_publisher_still_works_although_one_has_raised(store: FakeStore):
