@@ -36,6 +36,10 @@ class _Url:
 
 def connect(url: str, problems: list[Problem], *, slots: int, timeout: float = 8.0) -> Publisher | None:
     """Return the publisher behind a URL; None when there are problems with it. Nothing is connected yet."""
+    if not url:
+        cure = "Pass a URL, or None where there is no broker: os.environ.get('BROKER_URL') or None."
+        problems.append(Problem("The broker's URL is empty", cure))
+        return None
     known = len(problems)
     parts = _parse(url, problems)
     publisher = None if parts is None else _MAKERS[parts.scheme](parts, problems, slots=slots, timeout=timeout)

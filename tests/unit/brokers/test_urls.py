@@ -242,6 +242,13 @@ def test_a_publisher_is_taken_as_it_is():
     assert problems == []
 
 
+def test_an_empty_url_is_refused_with_what_means_no_broker():
+    problems: list[cqrs.Problem] = []
+    assert connect("", problems, slots=16) is None
+    cure = "Pass a URL, or None where there is no broker: os.environ.get('BROKER_URL') or None."
+    assert [str(problem) for problem in problems] == [f"The broker's URL is empty. {cure}"]
+
+
 def test_the_class_of_a_broker_is_refused():
     problems: list[cqrs.Problem] = []
     assert from_object(RecordingPublisher, problems, slots=16) is None
