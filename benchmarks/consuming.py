@@ -78,8 +78,15 @@ async def consuming(effort: Effort) -> list[Line]:
 
     def line(name: str, what: str, bar: float, base: str, ours: str) -> Line:
         measured, spread = ratio(taken[base], taken[ours])
-        shown = rates(taken, {ours: ours, base: base})
-        return Line(name, what, Bar(bar), measured, spread, shown, conditions)
+        return Line(
+            name=name,
+            what=what,
+            bar=Bar(bar),
+            measured=measured,
+            spread=spread,
+            rates=rates(taken, {ours: ours, base: base}),
+            conditions=conditions,
+        )
 
     lines = []
     for how, writing in (("driver", "asyncpg's statement"), ("session", "a session")):

@@ -82,6 +82,13 @@ def begin(connection: Connection) -> None:
             await_only(adapter._start_transaction())  # noqa: SLF001 - what SQLAlchemy itself begins with
 
 
+def lost(connection: Connection) -> bool:
+    """Whether SQLAlchemy takes a transaction for begun that the server has ended."""
+    driver: Any = connection.connection.driver_connection
+    adapter: Any = connection.connection.dbapi_connection
+    return adapter._transaction is not None and not driver.is_in_transaction()  # noqa: SLF001 - nothing else tells
+
+
 def begin_with(connection: Connection, statement: str, parameters: Sequence[Value]) -> int | None:
     """Send BEGIN and a statement in one trip; returns how many rows it touched, or None where that cannot be.
 

@@ -111,6 +111,10 @@ class Dialect(Protocol):
         """Begin on the server a transaction that has no statement yet, unless the driver does at the first one."""
         ...
 
+    def lost(self, connection: Connection) -> bool:
+        """Whether a transaction that was begun was ended past SQLAlchemy, as far as the driver tells."""
+        ...
+
     def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:
         """Run a compiled statement as a transaction's first; returns how many rows it touched."""
         ...

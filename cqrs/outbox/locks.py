@@ -63,6 +63,10 @@ class Server:
     def begin(self, connection: Connection) -> None:
         """Need nothing: the driver begins with the first statement."""
 
+    def lost(self, connection: Connection) -> bool:  # noqa: ARG002 - the port's
+        """Whether a transaction that was begun was ended past SQLAlchemy: nothing tells."""
+        return False
+
     def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:
         """Run a compiled statement as a transaction's first; returns how many rows it touched."""
         return self.run(connection, statement, parameters)

@@ -54,6 +54,14 @@ class PostgreSQL(Server):
 
             asyncpg_driver.begin(connection)
 
+    def lost(self, connection: Connection) -> bool:
+        """Whether a transaction that was begun was ended past SQLAlchemy, as far as the driver tells."""
+        if connection.dialect.driver != "asyncpg":
+            return False
+        from cqrs.outbox import asyncpg_driver
+
+        return asyncpg_driver.lost(connection)
+
     def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:
         """Run a compiled statement as a transaction's first, in one trip with BEGIN where the driver can."""
         if connection.dialect.driver == "asyncpg":

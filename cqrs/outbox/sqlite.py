@@ -104,6 +104,11 @@ class SQLite:
             begin, driver.begins_with = driver.begins_with, None
             execute(connection, begin)
 
+    def lost(self, connection: Connection) -> bool:
+        """Whether a transaction that was begun was ended past SQLAlchemy, as far as the driver tells."""
+        driver = connection.connection.driver_connection
+        return isinstance(driver, DriverConnection) and driver.begins_with is None and not driver.in_transaction
+
     def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any]) -> None:
         """Run a compiled statement as a transaction's last, in one trip with COMMIT where the driver can."""
         driver = connection.connection.driver_connection

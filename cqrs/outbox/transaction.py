@@ -159,12 +159,21 @@ class Transaction:
         """Do what may wait, and be cancelled: flush, begin, take the message, come after other writers of the keys."""
         if self._session is not None and _has_changes(self._session):
             await self._session.flush()
+        if self._was_ended():
+            raise TransactionMisuse(ENDED)
         if self._connection is not None and has_fault(self._connection):
             await greenlet_spawn(lambda: check_fault(self._connected()))
         if not self._begun and (self._envelopes or self._takes is not None):
             await greenlet_spawn(lambda: self._store.dialect.begin(self._connected()))
         if self._envelopes and self._store.strict:
             await self._store.serialise(await self.connection, self._envelopes)
+
+    def _was_ended(self) -> bool:
+        """Whether somebody ended the transaction past the session or connection that it was begun by."""
+        if self._root is not None and not self._root.is_active:
+            return True
+        begun = self._connection
+        return begun is not None and not (begun.closed or begun.invalidated) and self._store.dialect.lost(begun)
 
     async def _finish(self) -> None:
         await greenlet_spawn(self._end)
@@ -177,8 +186,6 @@ class Transaction:
     def _end(self) -> None:
         """Insert, commit and close in one go: three ways into SQLAlchemy would cost as much as the statements."""
         try:
-            if self._root is not None and not self._root.is_active:
-                raise TransactionMisuse(ENDED)
             if self._envelopes:
                 self._store.add(self._connected(), self._envelopes, last=True)
             with _telling_what_became_of_it():

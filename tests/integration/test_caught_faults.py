@@ -103,6 +103,30 @@ async def test_an_error_of_the_driver_itself_that_was_caught_has_failed_unless_i
         assert await app.send(Effects()) == (["new", "there"] if in_savepoint else ["there"])
 
 
+@pytest.mark.parametrize("postgresql", ["ours", "postgresql+asyncpg"], indirect=True)  # psycopg begins anew
+@pytest.mark.parametrize("statement", ["ROLLBACK", "COMMIT"])
+async def test_an_end_by_a_statement_saves_none_of_the_events(
+    registry: cqrs.Registry, postgresql: str | AsyncEngine, statement: str
+):
+    @registry.integration_event(topic="orders")
+    class Ordered(cqrs.Event):
+        pass
+
+    @registry.event_handler
+    async def bill(event: Ordered) -> None: ...
+
+    @registry.command_handler
+    async def order(command: Order, session: AsyncSession, context: cqrs.Context) -> None:
+        context.emit(Ordered())
+        await session.execute(text("SELECT 1"))
+        await session.execute(text(statement))
+
+    async with cqrs.bootstrap(registry=registry, name="shop", database=postgresql, migrate=True) as app:
+        with pytest.raises(cqrs.TransactionMisuse, match="past its session or connection"):
+            await app.send(Order())
+        assert (await app.outbox.counts()).outbox == 0
+
+
 @pytest.mark.parametrize("group", [1, 10])
 async def test_a_delivery_whose_transaction_is_gone_is_parked_and_others_go_on(
     registry: cqrs.Registry, place: tuple[str, str], group: int

@@ -310,6 +310,25 @@ async def test_an_end_past_the_connection_saves_none_of_the_events(registry: cqr
         assert await run_sql(database, SAVED) == [0]
 
 
+@pytest.mark.parametrize("statement", ["ROLLBACK", "COMMIT"])
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_an_end_by_a_statement_saves_none_of_the_events(
+    registry: cqrs.Registry, database: str, statement: str, goes_on: bool
+):
+    @registry.command_handler
+    async def start(command: Start, session: AsyncSession, context: cqrs.Context) -> Any:
+        context.emit(Happened())
+        await session.execute(INSERT)
+        await session.execute(text(statement))
+        if goes_on:
+            await session.execute(text("SELECT 1"))
+
+    async with make(registry, database) as app:
+        with pytest.raises(cqrs.TransactionMisuse, match="past its session or connection"):
+            await app.send(Start())
+        assert await run_sql(database, SAVED) == [0]
+
+
 async def test_a_handler_may_undo_a_part_in_a_savepoint(registry: cqrs.Registry, database: str):
     @registry.command_handler
     async def start(command: Start, connection: AsyncConnection) -> Any:
