@@ -145,10 +145,11 @@ async def test_a_batch_that_is_given_up_at_any_step_and_comes_again_takes_effect
     assert await scene.numbers() == {"a": list(range(80))}
 
 
+# SQLite has no connections to lose; of MySQL's, SQLAlchemy leaves some to the garbage collector.
+@pytest.mark.services
+@pytest.mark.parametrize("each_database", ["PostgreSQL"], indirect=True)
 async def test_connections_that_are_lost_amid_batches_change_nothing_in_the_effects(scene: Scene):
     url = make_url(scene.database)
-    if url.get_backend_name() != "postgresql":
-        pytest.skip("SQLite has no connections to lose; of MySQL's, SQLAlchemy leaves some to the garbage collector")
     async with Proxy(str(url.host), url.port or 0) as proxy:
         through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
         async with scene.app(through) as app:
