@@ -11,27 +11,20 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import cqrs
 from cqrs.context import Trace
+from tests.unit.outbox.items import (
+    INSERT,
+    ITEMS,
+    SAVED,
+    Happened,
+    Inner,
+    Look,
+    Noted,
+    Start,
+    make,
+    with_happened,
+    with_items,
+)
 from tests.unit.outbox.support import relay_all, run_sql, storage_of
-
-
-class Start(cqrs.Command[Any]):
-    pass
-
-
-class Inner(cqrs.Command[Any]):
-    pass
-
-
-class Look(cqrs.Query[Any]):
-    pass
-
-
-class Noted(cqrs.Event):
-    pass
-
-
-class Happened(cqrs.Event):
-    order: str = "o1"
 
 
 class Base(DeclarativeBase):
@@ -44,31 +37,17 @@ class Item(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
 
 
-INSERT = text("INSERT INTO items (name) VALUES ('tea')")
 MORE = text("INSERT INTO items (name) VALUES ('milk')")
-ITEMS = "SELECT name FROM items ORDER BY rowid"
-SAVED = "SELECT count(*) FROM cqrs_outbox"
 
 
 @pytest.fixture
 async def database(database: str) -> str:
-    await run_sql(database, "CREATE TABLE items (name TEXT UNIQUE)")
-    return database
+    return await with_items(database)
 
 
 @pytest.fixture
 def registry(registry: cqrs.Registry) -> cqrs.Registry:
-    registry.integration_event(topic="orders", key="order")(Happened)
-
-    @registry.event_handler(name="receive")
-    async def receive(event: Happened) -> None: ...
-
-    return registry
-
-
-def make(registry: cqrs.Registry, database: Any, **wishes: Any) -> cqrs.Mediator:
-    """Return an application whose relay takes nothing, so that what is saved stays to be looked at."""
-    return cqrs.bootstrap(registry=registry, database=database, name="shop", relay=False, **wishes)
+    return with_happened(registry)
 
 
 # What is committed

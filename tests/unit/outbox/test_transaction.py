@@ -11,52 +11,32 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 import cqrs
+from tests.unit.outbox.items import (
+    INSERT,
+    ITEMS,
+    SAVED,
+    Happened,
+    Inner,
+    Look,
+    Noted,
+    Start,
+    make,
+    with_happened,
+    with_items,
+)
 from tests.unit.outbox.support import run_sql, storage_of, until
 
-
-class Start(cqrs.Command[Any]):
-    pass
-
-
-class Inner(cqrs.Command[Any]):
-    pass
-
-
-class Look(cqrs.Query[Any]):
-    pass
-
-
-class Noted(cqrs.Event):
-    name: str = ""
-
-
-class Happened(cqrs.Event):
-    order: str = "o1"
-    detail: Any = None
-
-
 MakeEngine = Callable[..., AsyncEngine]
-
-INSERT = text("INSERT INTO items (name) VALUES ('tea')")
-SAVED = "SELECT count(*) FROM cqrs_outbox"
-ITEMS = "SELECT name FROM items ORDER BY rowid"
 
 
 @pytest.fixture
 async def database(database: str) -> str:
-    await run_sql(database, "CREATE TABLE items (name TEXT UNIQUE)")
-    return database
+    return await with_items(database)
 
 
 @pytest.fixture
 def registry(registry: cqrs.Registry) -> cqrs.Registry:
-    """A registry in which `Happened` is published and somebody waits for it."""
-    registry.integration_event(topic="orders", key="order")(Happened)
-
-    @registry.event_handler(name="receive")
-    async def receive(event: Happened) -> None: ...
-
-    return registry
+    return with_happened(registry)
 
 
 @pytest.fixture
@@ -75,11 +55,6 @@ async def make_engine(database: str) -> AsyncIterator[MakeEngine]:
             return engine
 
         yield make_engine
-
-
-def make(registry: cqrs.Registry, database: Any, **wishes: Any) -> cqrs.Mediator:
-    """Return an application whose relay takes nothing, so that what is saved stays to be looked at."""
-    return cqrs.bootstrap(registry=registry, database=database, **{"name": "shop", "relay": False, **wishes})
 
 
 # What is committed
