@@ -1,5 +1,6 @@
 """What handlers do in tests of transactions: they write items, and tell of it."""
 
+import asyncio
 from typing import Any
 
 from sqlalchemy import text
@@ -53,3 +54,13 @@ def with_happened(registry: cqrs.Registry) -> cqrs.Registry:
 def make(registry: cqrs.Registry, database: Any, **wishes: Any) -> cqrs.Mediator:
     """Return an application whose relay takes nothing, so that what is saved stays to be looked at."""
     return cqrs.bootstrap(registry=registry, database=database, **{"name": "shop", "relay": False, **wishes})
+
+
+async def cancel_at_every_moment(app: cqrs.Mediator, message: Any) -> None:
+    """Send a message sixty times, and cancel it each time a step later."""
+    for moment in range(60):
+        task = asyncio.create_task(app.send(message))
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -20,6 +20,7 @@ from tests.unit.outbox.items import (
     Look,
     Noted,
     Start,
+    cancel_at_every_moment,
     make,
     with_happened,
     with_items,
@@ -400,12 +401,7 @@ async def test_the_application_goes_on_at_whatever_moment_commands_are_cancelled
         await connection.execute(text("INSERT OR REPLACE INTO items (name) VALUES ('tea')"))
 
     async with make(registry, database) as app:
-        for moment in range(60):
-            task = asyncio.create_task(app.send(Start()))
-            for _ in range(moment):
-                await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await cancel_at_every_moment(app, Start())
         for _ in range(30):
             await app.send(Start())
         assert await run_sql(database, ITEMS) == ["tea"]
