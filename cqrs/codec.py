@@ -37,9 +37,10 @@ FOLDED = "headers"
 class Envelope(NamedTuple):
     """An encoded event on its way to one destination.
 
-    `saved` are the headers that are saved with it, as a JSON object of text; `payload` is the event's JSON and passes
-    through relay and broker untouched. Headers are read when they are asked for, which raises `DecodingError` where
-    somebody edited them into nonsense: most of what passes through a relay needs them in one form only, or in none.
+    `saved` are the headers that are saved with it: the JSON object of text that stands in the database, or as they were
+    received; `payload` is the event's JSON and passes through relay and broker untouched. Headers are read when they
+    are asked for, which raises `DecodingError` where somebody edited them into nonsense: most of what passes through a
+    relay needs them in one form only, or in none.
     """
 
     message_id: str
@@ -47,7 +48,7 @@ class Envelope(NamedTuple):
     topic: str
     key: str | None
     type: str
-    saved: str
+    saved: str | Mapping[str, str]
     payload: bytes
     attempt: int = 1
     parked: bool = False
@@ -66,7 +67,12 @@ class Envelope(NamedTuple):
     @property
     def headers(self) -> dict[str, str]:
         """Return the headers that are saved with it."""
-        return headers_of(self.saved)
+        return headers_of(self.saved) if isinstance(self.saved, str) else dict(self.saved)
+
+    @property
+    def saved_text(self) -> str:
+        """Return `headers` as they stand in the database."""
+        return self.saved if isinstance(self.saved, str) else headers_text(self.saved)
 
     @property
     def wire_headers(self) -> dict[str, str]:
@@ -80,7 +86,7 @@ class Envelope(NamedTuple):
     def encoded_headers(self) -> list[tuple[str, bytes]]:
         """Return `wire_headers` encoded, in pairs."""
         named = [("ce_id", self.message_id.encode()), ("ce_type", self.type.encode())]
-        named += _encoded_headers_of(self.saved).items()
+        named += _encoded_headers_of(self.saved_text).items()
         return named
 
 

@@ -59,7 +59,9 @@ def compose(blueprint: Blueprint) -> Mediator:
         from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
         from_context[AsyncSession] = _of_context(lambda context: transaction_of(context).session)
-        from_context[AsyncConnection] = Source(lambda context: transaction_of(context).connection, of_context=True)
+        from_context[AsyncConnection] = Source(
+            lambda context: transaction_of(context).connection, of_context=True, awaited=True
+        )
     injector = Injector(from_context, resolver, cures)
     plans = make_plans(found.records, found.publications, injector, problems, script_name())
     check(wishes, found, plans, problems)

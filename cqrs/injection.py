@@ -21,6 +21,8 @@ class Source:
     of_context: bool = False
     plain: bool = False
     """Whether what it returns is never to be awaited."""
+    awaited: bool = False
+    """Whether what it returns is to be awaited, always."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,14 @@ def call(message, context):
     if {plain}:
         return function({passed})
     return when_awaited(message, ({values}))
-
+"""
+_AWAITING_CALL = """
+async def call(message, context):
+    {fetched}
+    answer = function({passed}) if {plain} else when_awaited(message, ({values}))
+    return await answer if is_awaitable(answer) else answer
+"""
+_INVOKE = """
 def invoke(message, {parameters}):
     return function({passed})
 """
@@ -55,7 +64,7 @@ def inject(function: Callable[..., Any], dependencies: Sequence[Dependency], *, 
     if not dependencies:
         return (lambda message, _context: function(message)) if takes_message else (lambda *_: function())
     plain: set[type] = set()
-    namespace: dict[str, Any] = {"function": function, "plain": plain}
+    namespace: dict[str, Any] = {"function": function, "plain": plain, "is_awaitable": is_awaitable}
 
     async def call_awaited(message: Any, values: Sequence[Any]) -> Any:
         answer = namespace["invoke"](message, *[await value if is_awaitable(value) else value for value in values])
@@ -76,10 +85,14 @@ def inject(function: Callable[..., Any], dependencies: Sequence[Dependency], *, 
 
 def _source_code(dependencies: Sequence[Dependency], *, takes_message: bool) -> str:
     values = [f"value{index}" for index in range(len(dependencies))]
-    sources = [f"get{index}({'context' * d.source.of_context})" for index, d in enumerate(dependencies)]
+    sources = [
+        f"{'await ' * d.source.awaited}get{index}({'context' * d.source.of_context})"
+        for index, d in enumerate(dependencies)
+    ]
     passed = [v if d.by_position else f"{d.name}={v}" for v, d in zip(values, dependencies, strict=True)]
-    provided = [v for v, d in zip(values, dependencies, strict=True) if not d.source.plain]
-    return _CALL.format(
+    provided = [v for v, d in zip(values, dependencies, strict=True) if not (d.source.plain or d.source.awaited)]
+    awaits = any(dependency.source.awaited for dependency in dependencies)
+    return f"{_AWAITING_CALL if awaits else _CALL}{_INVOKE}".format(
         fetched="; ".join(f"{value} = {source}" for value, source in zip(values, sources, strict=True)),
         plain=" and ".join(f"type({value}) in plain" for value in provided) or "True",
         values="".join(f"{value}, " for value in values),

@@ -5,7 +5,7 @@ It has never heard of SQL: what is saved goes to the `Unit` of the root context.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from cqrs.registry import Kind, Middleware, Publication
 from cqrs.running import Unopened, close_context, current_task, innermost, open_context, running, running_here
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     from cqrs.messages import Command, Query, Reply
     from cqrs.outbox import Outbox
     from cqrs.outbox.group import Group
+    from cqrs.outbox.series import Series
     from cqrs.signature import Handler
+
+
+Begin = Callable[[], Awaitable["Unit"]]
+"""Opens the unit of work of a delivery."""
 
 
 class Storage(Protocol):
@@ -54,8 +59,8 @@ class Storage(Protocol):
         """Whether the inbox says that this handler has taken this message before."""
         ...
 
-    def deliver_to(self, handler: Handler, message_id: str) -> Unit:
-        """Return a unit in which this handler's inbox row says that it has taken this message."""
+    def series(self) -> Series:
+        """Return what gives units to deliveries that follow one another in one task, to be entered."""
         ...
 
     def group(self, handler: Handler, message_ids: Sequence[str]) -> Group:
@@ -261,25 +266,24 @@ class Mediator:
         """Open the unit of work of a root context."""
         return self._storage().begin(context)
 
+    def series(self) -> Series:
+        """Return what gives units to deliveries that follow one another in one task, to be entered."""
+        return self._storage().series()
+
     def group(self, handler: Handler, message_ids: Sequence[str]) -> Group:
         """Return one transaction in which a handler takes several messages, to be entered: each is then delivered."""
         return self._storage().group(handler, message_ids)
 
-    async def deliver(
-        self, handler: Handler, plan: Plan, message: Any, trace: Trace, group: Group | None = None
-    ) -> None:
-        """Hand a message to one handler in a transaction of its own or in that of a group, once for its message id.
+    async def deliver(self, handler: Handler, plan: Plan, message: Any, trace: Trace, begin: Begin) -> None:
+        """Hand a message to one handler, in the unit of work that `begin` opens, once for its message id.
 
         A message that the handler has taken before is left alone. Raises what the handler raises, after rolling back.
         """
         units: list[Unit] = []
 
         async def take(message: Any, context: Context) -> Any:
-            if group is not None:
-                context.unit = group.unit()
-            elif self.storage is not None:
-                context.unit = self.storage.deliver_to(handler, trace.message_id)
-                units.append(context.unit)
+            context.unit = await begin()
+            units.append(context.unit)
             return await attempt(handler.call, message, context)
 
         context = open_context(self, plan, message, trace=trace)
@@ -329,11 +333,12 @@ class Mediator:
             raise failures[0]
 
     async def _take(self, handler: Handler, plan: Plan, event: Any, trace: Trace | None) -> None:
-        if trace is not None:
-            if self.storage is None or not await self.storage.has_taken(handler, trace.message_id):
-                await self.deliver(handler, plan, event, trace)
+        if trace is not None and self.storage is not None:
+            if not await self.storage.has_taken(handler, trace.message_id):
+                async with self.storage.series() as series:
+                    await self.deliver(handler, plan, event, trace, partial(series.unit, handler, trace.message_id))
             return
-        context = open_context(self, plan, event)
+        context = open_context(self, plan, event, trace=trace)
         try:
             await around(self._middlewares, partial(attempt, handler.call))(event, context)
         finally:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic_core import from_json, to_json
 from uuid_utils import uuid7
 
-from cqrs.codec import KEY_LIMIT, Envelope, fits, fitting_id, headers_text
+from cqrs.codec import KEY_LIMIT, Envelope, fits, fitting_id
 from cqrs.errors import DecodingError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def fitting_key(key: bytes | str | None) -> str | None:
 
 
 def _envelope(topic: str, key: str | None, found: _Found, handler: str) -> Envelope:
-    saved = headers_text({name: value for name, value in found.headers.items() if name not in OWN})
+    saved = {name: value for name, value in found.headers.items() if name not in OWN}
     return Envelope(fitting_id(found.message_id), handler, topic, key, found.name, saved, found.body)
 
 

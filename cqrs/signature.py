@@ -49,6 +49,8 @@ class Handler:
     """The type of what it returns, as its message promises or its annotation says."""
     group: int = 1
     """How many messages one transaction may deliver."""
+    connects: bool = False
+    """Whether it is given the connection of its transaction, which begins before it is called."""
 
 
 def read(
@@ -128,6 +130,7 @@ class _Reading:
             needs=self.needs,
             reply=reply,
             group=options.get("group", 1),
+            connects=any(need.source.awaited for need in self.needs),
         )
 
     def _problem(self, what: str, cure: str) -> None:

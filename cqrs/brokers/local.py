@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from cqrs.outbox.waiting import is_being_cancelled
 
 if TYPE_CHECKING:
     from cqrs.mediator import Mediator
+    from cqrs.outbox.series import Series
     from cqrs.plan import Plan
     from cqrs.signature import Handler
 
@@ -77,13 +80,15 @@ class Local:
                 strands.setdefault(self._strand_of(envelope), []).append(index)
         parked = any(envelope.parked for envelope in envelopes)
         patience = inf if self._patience is None or parked else self._patience
-        now = monotonic()
-        work = _Work(self, envelopes, outcomes, now + patience * self._lead, now + patience)
+        work = _Work(self, envelopes, outcomes, monotonic() + patience * self._lead, patience)
         waiting = deque(strands.values())
 
         async def drain() -> None:
-            while waiting and work.may_begin():
-                await work.go(waiting.popleft())
+            # A timer a delivery costs as much as to read its message.
+            with suppress(TimeoutError):
+                async with self._app.series() as series, asyncio.timeout(None if patience == inf else patience):
+                    while waiting and work.may_begin():
+                        await work.go(waiting.popleft(), series)
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(min(self._strands, len(waiting))):
@@ -106,11 +111,11 @@ class Local:
             return envelope.strand
         return envelope.destination, str(envelope.share(SHARES))
 
-    async def deliver_together(self, envelopes: Sequence[Envelope], end: float) -> bool:
+    async def deliver_together(self, envelopes: Sequence[Envelope]) -> bool:
         """Deliver in one transaction; returns whether it was committed, after a second try where that may help."""
         for again in (True, False):
             try:
-                await self._deliver_group(envelopes, end)
+                await self._deliver_group(envelopes)
             except asyncio.CancelledError:
                 if is_being_cancelled():
                     raise
@@ -122,18 +127,18 @@ class Local:
             return True
         return False
 
-    async def _deliver_group(self, envelopes: Sequence[Envelope], end: float) -> None:
+    async def _deliver_group(self, envelopes: Sequence[Envelope]) -> None:
         read = [self._read(envelope) for envelope in envelopes]
         handler = read[0][0]
         async with (
-            asyncio.timeout(min(handler.timeout or TIMEOUT, end - monotonic())),
+            asyncio.timeout(handler.timeout or TIMEOUT),
             self._app.group(handler, [envelope.message_id for envelope in envelopes]) as group,
         ):
             for _, plan, message, trace in read:
-                await self._app.deliver(handler, plan, message, trace, group)
+                await self._app.deliver(handler, plan, message, trace, group.unit)
 
-    async def deliver(self, envelope: Envelope, end: float) -> Outcome:
-        """Deliver one message in a transaction of its own."""
+    async def deliver(self, envelope: Envelope, patience: float, series: Series) -> Outcome:
+        """Deliver one message in a transaction of its own; the caller gives it up after so many seconds."""
         if (envelope.destination, envelope.type) not in self._deliveries:
             # Not final: during a rolling deploy another process may know what this one does not.
             return Failed(DecodingError(f"{envelope.destination} does not handle events named '{envelope.type}'."))
@@ -141,12 +146,10 @@ class Local:
             handler, plan, message, trace = self._read(envelope)
         except Exception as error:  # noqa: BLE001 - a validator of the event may raise anything
             return Failed(error, final=isinstance(error, DecodingError))
-        own, left = handler.timeout or TIMEOUT, end - monotonic()
+        own = handler.timeout or TIMEOUT
         try:
-            async with asyncio.timeout(min(own, left)):
-                await self._app.deliver(handler, plan, message, trace)
-        except TimeoutError as error:
-            return Fate.OVERDUE if left < own and monotonic() >= end else Failed(error)
+            async with asyncio.timeout(own) if own < patience else nullcontext():
+                await self._app.deliver(handler, plan, message, trace, partial(series.unit, handler, trace.message_id))
         except asyncio.CancelledError as error:
             if is_being_cancelled():
                 raise
@@ -165,20 +168,20 @@ class _Work:
     """What becomes of one batch: each strand in order, up to its first failure."""
 
     def __init__(
-        self, local: Local, envelopes: Sequence[Envelope], outcomes: list[Outcome], last: float, end: float
+        self, local: Local, envelopes: Sequence[Envelope], outcomes: list[Outcome], last: float, patience: float
     ) -> None:
         self._local = local
         self._envelopes = envelopes
         self._outcomes = outcomes
         self._last = last
-        self._end = end
+        self._patience = patience
         self._stuck: set[tuple[str, str, str]] = set()
 
     def may_begin(self) -> bool:
         """Whether another delivery may begin."""
         return not self._local.stopping and monotonic() < self._last
 
-    async def go(self, indexes: Sequence[int]) -> None:
+    async def go(self, indexes: Sequence[int], series: Series) -> None:
         """Deliver a strand in groups where its handler takes them, and one by one after a group has failed."""
         left, failures = list(indexes), 0
         size = self._local.group_of(self._envelopes[indexes[0]])
@@ -189,24 +192,25 @@ class _Work:
             failures += len(group) > 1
             if failures == FAILURES:
                 size, failures = max(1, size // 2), 0
-            await self._singly(group)
+            await self._singly(group, series)
             left = [index for index in left if self._envelopes[index].strand not in self._stuck]
 
     async def _together(self, group: Sequence[int]) -> bool:
-        if not await self._local.deliver_together([self._envelopes[index] for index in group], self._end):
+        if not await self._local.deliver_together([self._envelopes[index] for index in group]):
             return False
         for index in group:
             self._outcomes[index] = Fate.DELIVERED
         return True
 
-    async def _singly(self, group: Sequence[int]) -> None:
+    async def _singly(self, group: Sequence[int], series: Series) -> None:
         for index in group:
             envelope = self._envelopes[index]
             if envelope.strand in self._stuck:
                 continue
             if not self.may_begin():
                 return
-            self._outcomes[index] = await self._local.deliver(envelope, self._end)
+            self._outcomes[index] = Fate.OVERDUE  # if nothing else becomes of it
+            self._outcomes[index] = await self._local.deliver(envelope, self._patience, series)
             if self._outcomes[index] is not Fate.DELIVERED:
                 self._stuck.add(envelope.strand)
 

@@ -6,15 +6,14 @@ along is EXECUTE, of statements that are prepared once a connection.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy.engine import Connection
 
@@ -78,8 +77,10 @@ def begin(connection: Connection) -> None:
     driver: Any = connection.connection.driver_connection
     adapter: Any = connection.connection.dbapi_connection
     if not (driver.is_in_transaction() or adapter.autocommit):
-        with _given_up_on_error(connection, "BEGIN"):
+        try:
             await_only(adapter._start_transaction())  # noqa: SLF001 - what SQLAlchemy itself begins with
+        except BaseException as error:
+            _give_up(connection, "BEGIN", error)
 
 
 def lost(connection: Connection) -> bool:
@@ -98,12 +99,14 @@ def begin_with(connection: Connection, statement: str, parameters: Sequence[Valu
     adapter: Any = connection.connection.dbapi_connection
     if not _is_ours(connection) or driver.is_in_transaction():
         return None
-    with _given_up_on_error(connection, statement):
+    try:
         name = await_only(driver.name_of(statement))
         if name is None:
             return None
         driver.after_begin = executed(name, parameters)
         await_only(adapter._start_transaction())  # noqa: SLF001 - what SQLAlchemy itself begins with
+    except BaseException as error:
+        _give_up(connection, statement, error)
     return int(driver.status.rpartition(" ")[2])
 
 
@@ -112,8 +115,10 @@ def commit_with(connection: Connection, statement: str, rows: Sequence[Sequence[
     driver: Any = connection.connection.driver_connection
     if not _is_ours(connection) or not driver.is_in_transaction():
         return False
-    with _given_up_on_error(connection, statement):
+    try:
         name = await_only(driver.name_of(statement))
+    except BaseException as error:
+        _give_up(connection, statement, error)
     if name is not None:
         driver.before_commit = "".join(executed(name, row) for row in rows)
     return name is not None
@@ -125,21 +130,18 @@ def _is_ours(connection: Connection) -> bool:
     return ours and not getattr(connection.connection.dbapi_connection, "autocommit", True)
 
 
-@contextmanager
-def _given_up_on_error(connection: Connection, statement: str) -> Generator[None]:
-    """Raise errors as SQLAlchemy does, and close the connection: SQLAlchemy does not know what was done with it."""
+def _give_up(connection: Connection, statement: str, error: BaseException) -> NoReturn:
+    """Raise an error as SQLAlchemy does, and close the connection: SQLAlchemy does not know what was done with it."""
     adapter: Any = connection.connection.dbapi_connection
     base = connection.dialect.loaded_dbapi.Error
+    connection.invalidate()
+    if not isinstance(error, Exception):
+        raise error
     try:
-        yield
-    except BaseException as error:
-        connection.invalidate()
-        if not isinstance(error, Exception):
-            raise
-        try:
-            adapter._handle_exception(error)  # noqa: SLF001 - raises it as SQLAlchemy's drivers do
-        except base as told:
-            raise DBAPIError.instance(statement, None, told, base, connection_invalidated=True) from error
+        adapter._handle_exception(error)  # noqa: SLF001 - raises it as SQLAlchemy's drivers do
+    except base as told:
+        raise DBAPIError.instance(statement, None, told, base, connection_invalidated=True) from error
+    raise error
 
 
 def executed(name: str, parameters: Sequence[Value]) -> str:

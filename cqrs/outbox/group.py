@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy.util import greenlet_spawn
 
@@ -68,7 +68,7 @@ class Group:
         """Commit, or roll back after an exception; neither is cut short by a cancellation."""
         await shielded(self._end(commit=kind is None))
 
-    def unit(self) -> Member:
+    async def unit(self) -> Member:
         """Return a unit whose effects are part of this transaction."""
         return self._make(self._connection, self._envelopes.extend)
 
@@ -83,7 +83,14 @@ class Group:
 
 
 class Member(Transaction):
-    """The unit of one delivery of a group, over its connection: the group commits."""
+    """The unit of one delivery of a group, over its connection, which has begun: the group commits."""
+
+    def __init__(self, *args: Any, connection: Connection, **given: Any) -> None:
+        super().__init__(*args, connection=connection, **given)
+        self.begun(connection)
+
+    async def begin_on_server(self, connection: Connection) -> None:
+        """Do nothing: the inbox rows of the group were written."""
 
     async def commit(self) -> None:
         """Flush and insert what was emitted; a failure of either is this message's."""

@@ -23,6 +23,7 @@ from cqrs.outbox.group import Group, Member, Saved
 from cqrs.outbox.handed import UNIT, watched
 from cqrs.outbox.publisher import Pingable, Publisher
 from cqrs.outbox.relay import Pace, Relay
+from cqrs.outbox.series import Series
 from cqrs.outbox.settings import agree, record
 from cqrs.outbox.transaction import Query, Transaction
 from cqrs.outbox.waiting import within
@@ -114,9 +115,13 @@ class Storage:
             return self._unit(Query, self._reading)
         return self._unit(Transaction, self._writing)
 
-    def deliver_to(self, handler: Handler, message_id: str) -> Transaction:
-        """Return a unit in which this handler's inbox row says that it has taken this message."""
-        return self._unit(Transaction, self._writing, takes=(handler.name, [message_id]))
+    def series(self) -> Series:
+        """Return what gives units to deliveries that follow one another in one task, to be entered."""
+
+        def make(handler: Handler, message_id: str, series: Series | None) -> Transaction:
+            return self._unit(Transaction, self._writing, takes=(handler.name, [message_id]), series=series)
+
+        return Series(self.store.writers, make)
 
     def group(self, handler: Handler, message_ids: Sequence[str]) -> Group:
         """Return one transaction in which a handler takes several messages, to be entered."""

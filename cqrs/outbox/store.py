@@ -151,7 +151,7 @@ class Store:
             "topic": envelope.topic,
             "message_key": envelope.key,
             "type": envelope.type,
-            "headers": envelope.saved,
+            "headers": envelope.saved_text,
             "payload": envelope.payload,
             "slot": self.slot_of(envelope),
         }

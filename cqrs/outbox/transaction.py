@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy.exc import DBAPIError
@@ -18,7 +18,7 @@ from cqrs.outbox.handed import UNIT, HandlerConnection
 from cqrs.running import innermost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.engine import Connection, RootTransaction
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from cqrs.codec import Envelope
     from cqrs.context import Context
+    from cqrs.outbox.series import Series
     from cqrs.outbox.store import Store
     from cqrs.plan import Plan
 
@@ -59,11 +60,13 @@ class Transaction:
         takes: tuple[str, Collection[str]] | None = None,
         session: AsyncSession | None = None,
         connection: Connection | None = None,
+        series: Series | None = None,
     ) -> None:
         self._engine: AsyncEngine = sessions.kw["bind"]
         self._sessions = sessions
         self._session = session
         self._own = connection
+        self._series = series
         self._root: RootTransaction | None = None
         self._store = store
         self._source = source
@@ -98,6 +101,8 @@ class Transaction:
     async def connect(self) -> Connection:
         """Return the connection, begun; in a delivery its inbox row is written."""
         self.used()
+        if self._own is not None and self._begun:
+            return self._own
         return await greenlet_spawn(self._connected)
 
     async def begin_on_server(self, connection: Connection) -> None:
@@ -109,7 +114,7 @@ class Transaction:
         if self._session is not None:
             return self._session.sync_session.connection()
         if self._own is None:
-            self._own = self._engine.sync_engine.connect()
+            self._own = (self._series or self._engine.sync_engine).connect()
             self._root = self._own.begin()
         self.begun(self._own)
         return self._own
@@ -188,16 +193,19 @@ class Transaction:
         try:
             if self._envelopes:
                 self._store.add(self._connected(), self._envelopes, last=True)
-            with _telling_what_became_of_it():
-                self._commit()
+            self._commit()
         finally:
             self._close()
 
     def _commit(self) -> None:
-        if self._session is not None:
-            self._session.sync_session.commit()
-        if self._root is not None and self._root.is_active:
-            self._root.commit()
+        try:
+            if self._session is not None:
+                self._session.sync_session.commit()
+            if self._root is not None and self._root.is_active:
+                self._root.commit()
+        except DBAPIError as error:
+            _tell_what_became_of_it(error)
+            raise
 
     def _close(self) -> None:
         session, own = self._session, self._own
@@ -206,7 +214,9 @@ class Transaction:
             if session is not None:
                 session.sync_session.close()
         finally:
-            if own is not None:
+            if own is not None and self._series is not None:
+                self._series.leave(own)
+            elif own is not None:
                 own.close()
 
     # What happens to the session and the connection, told by them
@@ -270,19 +280,14 @@ class Query(Transaction):
         await self.rollback()
 
 
-@contextmanager
-def _telling_what_became_of_it() -> Generator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        if error.connection_invalidated:
-            raise CommitUnknown(
-                "The connection was lost during COMMIT: everything of this command was saved, or nothing. "
-                "Look before you send it again, or make its handler safe to repeat."
-            ) from error
-        if rolled_back(error):
-            raise misuse(UNSEEN) from error
-        raise
+def _tell_what_became_of_it(error: DBAPIError) -> None:
+    if error.connection_invalidated:
+        raise CommitUnknown(
+            "The connection was lost during COMMIT: everything of this command was saved, or nothing. "
+            "Look before you send it again, or make its handler safe to repeat."
+        ) from error
+    if rolled_back(error):
+        raise misuse(UNSEEN) from error
 
 
 def _has_changes(session: AsyncSession) -> bool:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +35,12 @@ class FakeApplication:
     async def taken(self, envelopes: Sequence[cqrs.Envelope]) -> set[tuple[str, str]]:
         return set()
 
-    async def deliver(self, handler: Any, plan: Any, message: Any, trace: Trace) -> None:
+    def series(self) -> Any:
+        return nullcontext(self)
+
+    async def unit(self, handler: Any, message_id: str) -> None: ...
+
+    async def deliver(self, handler: Any, plan: Any, message: Any, trace: Trace, begin: Any) -> None:
         if trace.message_id == self.last:
             self.stopping = True
         if trace.message_id in self.refused:

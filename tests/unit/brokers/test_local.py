@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +49,12 @@ class FakeApplication:
     async def taken(self, envelopes: Sequence[cqrs.Envelope]) -> set[tuple[str, str]]:
         return self.already
 
-    async def deliver(self, handler: Any, plan: Any, message: Any, trace: Trace) -> None:
+    def series(self) -> Any:
+        return nullcontext(self)
+
+    async def unit(self, handler: Any, message_id: str) -> None: ...
+
+    async def deliver(self, handler: Any, plan: Any, message: Any, trace: Trace, begin: Any) -> None:
         await self.handle(message, trace)
 
 

@@ -119,12 +119,12 @@ async def test_the_messages_of_a_group_share_a_transaction(registry: cqrs.Regist
         with pytest.raises(ZeroDivisionError):
             await fail_after(
                 app.group(handler, ["m1"]),
-                lambda group: app.deliver(handler, plan, Counted(number=1), trace("m1"), group),
+                lambda group: app.deliver(handler, plan, Counted(number=1), trace("m1"), group.unit),
             )
         assert not await storage_of(app).has_taken(handler, "m1")
         async with app.group(handler, ["m1", "m2"]) as group:
-            await app.deliver(handler, plan, Counted(number=1), trace("m1"), group)
-            await app.deliver(handler, plan, Counted(number=2), trace("m2"), group)
+            await app.deliver(handler, plan, Counted(number=1), trace("m1"), group.unit)
+            await app.deliver(handler, plan, Counted(number=2), trace("m2"), group.unit)
         for ids in (["m2", "m3"], ["m4", "m4"]):
             with pytest.raises(AlreadyTaken):
                 await app.group(handler, ids).__aenter__()

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -233,7 +234,9 @@ async def test_a_handler_that_has_taken_a_message_is_not_called_again(registry: 
         await relay_all(app)
         plan = app.plan_of(Happened)
         (handler,) = [handler for handler in plan.handlers if handler.name == "write"]
-        await app.deliver(handler, plan, Happened(), Trace(event_id, event_id))
+        async with app.series() as series:
+            begin = partial(series.unit, handler, event_id)
+            await app.deliver(handler, plan, Happened(), Trace(event_id, event_id), begin)
         assert len(calls) == 1
 
 

@@ -1,0 +1,67 @@
+"""Deliveries one after the other on one connection: to fetch one from the pool costs as much as two statements."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from sqlalchemy.util import greenlet_spawn
+
+from cqrs.outbox.transaction import shielded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from cqrs.outbox.transaction import Transaction
+    from cqrs.signature import Handler
+
+
+class Series:
+    """Gives each delivery of one task its unit of work, on the connection of the one before.
+
+    That goes for handlers that ask for the connection, which have it all the time; for any other handler it is given
+    back first. One that was lost, or is no longer as it came, is given back as well.
+    """
+
+    def __init__(self, engine: AsyncEngine, make: Callable[[Handler, str, Series | None], Transaction]) -> None:
+        self._engine = engine.sync_engine
+        self._make = make
+        self._kept: Connection | None = None
+
+    async def unit(self, handler: Handler, message_id: str) -> Transaction:
+        """Return a unit in which this handler's inbox row says that it has taken this message."""
+        if handler.connects:
+            return self._make(handler, message_id, self)
+        await self._give_back()
+        return self._make(handler, message_id, None)
+
+    def connect(self) -> Connection:
+        """Return the connection that was left, or another one."""
+        kept, self._kept = self._kept, None
+        return kept or self._engine.connect()
+
+    def leave(self, connection: Connection) -> None:
+        """Keep a connection for the next delivery."""
+        as_it_came = connection.get_execution_options() is self._engine.get_execution_options()
+        if as_it_came and not connection.invalidated and connection.get_transaction() is None:
+            self._kept = connection
+        else:
+            connection.close()
+
+    async def _give_back(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            await shielded(greenlet_spawn(kept.close))
+
+    async def __aenter__(self) -> Self:
+        """Begin with nothing."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give the connection back."""
+        await self._give_back()
