@@ -67,7 +67,7 @@ class Envelope(NamedTuple):
     @property
     def headers(self) -> dict[str, str]:
         """Return the headers that are saved with it."""
-        return headers_of(self.saved) if isinstance(self.saved, str) else dict(self.saved)
+        return dict(self._headers)
 
     @property
     def saved_text(self) -> str:
@@ -80,7 +80,11 @@ class Envelope(NamedTuple):
 
         It adds to `headers` the attributes that have columns of their own.
         """
-        return {"ce_id": self.message_id, "ce_type": self.type, **self.headers}
+        return {"ce_id": self.message_id, "ce_type": self.type, **self._headers}
+
+    @property
+    def _headers(self) -> Mapping[str, str]:
+        return headers_of(self.saved) if isinstance(self.saved, str) else self.saved
 
     @property
     def encoded_headers(self) -> list[tuple[str, bytes]]:

@@ -57,7 +57,8 @@ class Local:
         self._app = app
         self._deliveries = deliveries
         self._taken = taken
-        self._stopping = stopping
+        self.stopping = stopping
+        """Whether nothing new is to be begun."""
         self._strands = strands
         self._patience = patience
         self._lead = lead
@@ -87,18 +88,13 @@ class Local:
             # A timer a delivery costs as much as to read its message.
             with suppress(TimeoutError):
                 async with self._app.series() as series, asyncio.timeout(None if patience == inf else patience):
-                    while waiting and work.may_begin():
+                    while waiting:
                         await work.go(waiting.popleft(), series)
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(min(self._strands, len(waiting))):
                 tasks.create_task(drain())
         return outcomes
-
-    @property
-    def stopping(self) -> bool:
-        """Whether nothing new is to be begun."""
-        return self._stopping()
 
     def group_of(self, envelope: Envelope) -> int:
         """Return how many messages of its handler one transaction may deliver."""
@@ -179,7 +175,7 @@ class _Work:
 
     def may_begin(self) -> bool:
         """Whether another delivery may begin."""
-        return not self._local.stopping and monotonic() < self._last
+        return not self._local.stopping() and monotonic() < self._last
 
     async def go(self, indexes: Sequence[int], series: Series) -> None:
         """Deliver a strand in groups where its handler takes them, and one by one after a group has failed."""
@@ -187,7 +183,7 @@ class _Work:
         size = self._local.group_of(self._envelopes[indexes[0]])
         while left and self.may_begin():
             group, left = left[:size], left[size:]
-            if len(group) > 1 and await self._together(group):
+            if len(group) > 1 and await self._together(group, series):
                 continue
             failures += len(group) > 1
             if failures == FAILURES:
@@ -195,7 +191,8 @@ class _Work:
             await self._singly(group, series)
             left = [index for index in left if self._envelopes[index].strand not in self._stuck]
 
-    async def _together(self, group: Sequence[int]) -> bool:
+    async def _together(self, group: Sequence[int], series: Series) -> bool:
+        await series.release()
         if not await self._local.deliver_together([self._envelopes[index] for index in group]):
             return False
         for index in group:

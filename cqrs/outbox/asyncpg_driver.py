@@ -6,7 +6,7 @@ along is EXECUTE, of statements that are prepared once a connection.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError
@@ -63,30 +63,31 @@ class JoinedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has
             raise
         return status
 
-    async def name_of(self, statement: str) -> str | None:
+    def name_of(self, statement: str) -> str | None:
         """Return the name of a statement, prepared at its first use; None behind a pooler with names of its own."""
         if statement not in self._names:
-            name = f"cqrs_{len(self._names)}"
-            self._kept.append(await self.prepare(statement, name=name))  # let go, it would be closed
-            self._names[statement] = name if await self.fetchval(KNOWN, name) else None
+            await_only(self._prepare_by_name(statement, f"cqrs_{len(self._names)}"))
         return self._names[statement]
+
+    async def _prepare_by_name(self, statement: str, name: str) -> None:
+        self._kept.append(await self.prepare(statement, name=name))  # let go, it would be closed
+        self._names[statement] = name if await self.fetchval(KNOWN, name) else None
 
 
 def begin(connection: Connection) -> None:
     """Send BEGIN, unless it was sent or there is none."""
-    driver: Any = connection.connection.driver_connection
-    adapter: Any = connection.connection.dbapi_connection
+    adapter, driver = _parts(connection)
     if not (driver.is_in_transaction() or adapter.autocommit):
         try:
             await_only(adapter._start_transaction())  # noqa: SLF001 - what SQLAlchemy itself begins with
         except BaseException as error:
             _give_up(connection, "BEGIN", error)
+            raise
 
 
 def lost(connection: Connection) -> bool:
     """Whether SQLAlchemy takes a transaction for begun that the server has ended."""
-    driver: Any = connection.connection.driver_connection
-    adapter: Any = connection.connection.dbapi_connection
+    adapter, driver = _parts(connection)
     return adapter._transaction is not None and not driver.is_in_transaction()  # noqa: SLF001 - nothing else tells
 
 
@@ -95,53 +96,58 @@ def begin_with(connection: Connection, statement: str, parameters: Sequence[Valu
 
     Like `commit_with` for use inside of SQLAlchemy's greenlet.
     """
-    driver: Any = connection.connection.driver_connection
-    adapter: Any = connection.connection.dbapi_connection
-    if not _is_ours(connection) or driver.is_in_transaction():
+    adapter, driver = _parts(connection)
+    if not _is_ours(adapter, driver) or driver.is_in_transaction():
         return None
     try:
-        name = await_only(driver.name_of(statement))
+        name = driver.name_of(statement)
         if name is None:
             return None
         driver.after_begin = executed(name, parameters)
         await_only(adapter._start_transaction())  # noqa: SLF001 - what SQLAlchemy itself begins with
     except BaseException as error:
         _give_up(connection, statement, error)
+        raise
     return int(driver.status.rpartition(" ")[2])
 
 
 def commit_with(connection: Connection, statement: str, rows: Sequence[Sequence[Value]]) -> bool:
     """Let the COMMIT that follows run a statement for each of the rows before; returns whether it will."""
-    driver: Any = connection.connection.driver_connection
-    if not _is_ours(connection) or not driver.is_in_transaction():
+    adapter, driver = _parts(connection)
+    if not _is_ours(adapter, driver) or not driver.is_in_transaction():
         return False
     try:
-        name = await_only(driver.name_of(statement))
+        name = driver.name_of(statement)
     except BaseException as error:
         _give_up(connection, statement, error)
+        raise
     if name is not None:
         driver.before_commit = "".join(executed(name, row) for row in rows)
     return name is not None
 
 
-def _is_ours(connection: Connection) -> bool:
-    """Whether this is such a connection, with a transaction; asyncpg lets all pass for instances of each class."""
-    ours = type(connection.connection.driver_connection) is JoinedConnection
-    return ours and not getattr(connection.connection.dbapi_connection, "autocommit", True)
-
-
-def _give_up(connection: Connection, statement: str, error: BaseException) -> NoReturn:
-    """Raise an error as SQLAlchemy does, and close the connection: SQLAlchemy does not know what was done with it."""
+def _parts(connection: Connection) -> tuple[Any, Any]:
+    """Return SQLAlchemy's adapter and asyncpg's own connection."""
     adapter: Any = connection.connection.dbapi_connection
+    return adapter, adapter.driver_connection
+
+
+def _is_ours(adapter: Any, driver: Any) -> bool:
+    """Whether this is such a connection, with a transaction; asyncpg lets all pass for instances of each class."""
+    return type(driver) is JoinedConnection and not getattr(adapter, "autocommit", True)
+
+
+def _give_up(connection: Connection, statement: str, error: BaseException) -> None:
+    """Close the connection, as SQLAlchemy does not know what was done with it, and raise what SQLAlchemy would."""
+    adapter, _ = _parts(connection)
     base = connection.dialect.loaded_dbapi.Error
     connection.invalidate()
     if not isinstance(error, Exception):
-        raise error
+        return
     try:
         adapter._handle_exception(error)  # noqa: SLF001 - raises it as SQLAlchemy's drivers do
     except base as told:
         raise DBAPIError.instance(statement, None, told, base, connection_invalidated=True) from error
-    raise error
 
 
 def executed(name: str, parameters: Sequence[Value]) -> str:

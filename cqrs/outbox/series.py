@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Series:
     """Gives each delivery of one task its unit of work, on the connection of the one before.
 
-    That goes for handlers that ask for the connection, which have it all the time; for any other handler it is given
-    back first. One that was lost, or is no longer as it came, is given back as well.
+    That goes for handlers that ask for the connection, which have it from beginning to end; before anything else it is
+    given back, so that a task never holds two. One that was lost, or is no longer as it came, is given back as well.
     """
 
     def __init__(self, engine: AsyncEngine, make: Callable[[Handler, str, Series | None], Transaction]) -> None:
@@ -35,7 +35,7 @@ class Series:
         """Return a unit in which this handler's inbox row says that it has taken this message."""
         if handler.connects:
             return self._make(handler, message_id, self)
-        await self._give_back()
+        await self.release()
         return self._make(handler, message_id, None)
 
     def connect(self) -> Connection:
@@ -51,7 +51,8 @@ class Series:
         else:
             connection.close()
 
-    async def _give_back(self) -> None:
+    async def release(self) -> None:
+        """Give the connection back, if there is one."""
         kept, self._kept = self._kept, None
         if kept is not None:
             await shielded(greenlet_spawn(kept.close))
@@ -64,4 +65,4 @@ class Series:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the connection back."""
-        await self._give_back()
+        await self.release()

@@ -40,6 +40,8 @@ class FakeApplication:
 
     async def unit(self, handler: Any, message_id: str) -> None: ...
 
+    async def release(self) -> None: ...
+
     async def deliver(self, handler: Any, plan: Any, message: Any, trace: Trace, begin: Any) -> None:
         if trace.message_id == self.last:
             self.stopping = True

@@ -36,6 +36,7 @@ class FakeApplication:
         *,
         timeout: float | None = None,
         event: type[cqrs.Event] = Happened,
+        **wishes: Any,
     ) -> None:
         self.handle = handle
         self.already: set[tuple[str, str]] = set()
@@ -44,7 +45,7 @@ class FakeApplication:
             ("handler", "Happened"): (SimpleNamespace(group=1, timeout=timeout), SimpleNamespace(codec=Codec(event)))
         }
         application: Any = self
-        self.publisher = Local(application, deliveries, taken=self.taken, stopping=lambda: self.stopping)
+        self.publisher = Local(application, deliveries, taken=self.taken, stopping=lambda: self.stopping, **wishes)
 
     async def taken(self, envelopes: Sequence[cqrs.Envelope]) -> set[tuple[str, str]]:
         return self.already
@@ -53,6 +54,8 @@ class FakeApplication:
         return nullcontext(self)
 
     async def unit(self, handler: Any, message_id: str) -> None: ...
+
+    async def release(self) -> None: ...
 
     async def deliver(self, handler: Any, plan: Any, message: Any, trace: Trace, begin: Any) -> None:
         await self.handle(message, trace)
@@ -200,6 +203,37 @@ async def test_a_handler_that_hangs_does_not_hold_up_others():
 
     outcomes = await FakeApplication(handle).publisher.publish([letter(1, "a"), letter(2, "b")])
     assert outcomes == [Fate.DELIVERED] * 2
+
+
+async def hang_for_tea(message: Happened, trace: Trace) -> None:
+    if message.name == "tea":
+        await asyncio.Event().wait()
+
+
+async def test_what_is_at_work_when_patience_ends_is_overdue_and_what_follows_is_not_sent():
+    app = FakeApplication(hang_for_tea, patience=0.05)
+    batch = [letter(1, "a"), letter(2, "a"), letter(3, "b", payload=b'{"name":"coffee"}')]
+    assert await app.publisher.publish(batch) == [Fate.OVERDUE, Fate.NOT_SENT, Fate.DELIVERED]
+
+
+async def test_a_handler_whose_timeout_is_shorter_than_patience_has_failed():
+    app = FakeApplication(hang_for_tea, patience=60.0, timeout=0.01)
+    (outcome,) = await app.publisher.publish([letter()])
+    assert isinstance(outcome, Failed)
+
+
+async def test_a_retry_is_not_given_up_when_patience_ends():
+    app = FakeApplication(hang_for_tea, patience=0.01, timeout=0.1)
+    (outcome,) = await app.publisher.publish([letter()._replace(parked=True)])
+    assert isinstance(outcome, Failed)
+
+
+async def test_a_timeout_that_a_handler_raises_itself_is_its_failure():
+    async def handle(message: Happened, trace: Trace) -> None:
+        raise TimeoutError("of its own")
+
+    outcomes = await FakeApplication(handle, patience=60.0).publisher.publish([letter(1, "a"), letter(2, "b")])
+    assert [str(outcome.error) for outcome in outcomes if isinstance(outcome, Failed)] == ["of its own"] * 2
 
 
 async def test_a_handler_that_is_cancelled_from_within_has_failed():
