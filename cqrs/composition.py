@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from cqrs.scan import script_name
 from cqrs.sources import Injector, Resolver
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
     from cqrs.brokers.local import Local
     from cqrs.consuming import Consumer
     from cqrs.outbox.database import Database
@@ -59,9 +61,7 @@ def compose(blueprint: Blueprint) -> Mediator:
         from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
         from_context[AsyncSession] = _of_context(lambda context: transaction_of(context).session)
-        from_context[AsyncConnection] = Source(
-            lambda context: transaction_of(context).connection, of_context=True, awaited=True
-        )
+        from_context[AsyncConnection] = Source(_connect, of_context=True, awaited=True)
     injector = Injector(from_context, resolver, cures)
     plans = make_plans(found.records, found.publications, injector, problems, script_name())
     check(wishes, found, plans, problems)
@@ -80,6 +80,10 @@ def compose(blueprint: Blueprint) -> Mediator:
     if connected is not None:
         _store_in(app, wishes, connected, publisher)
     return app
+
+
+def _connect(context: Context) -> Awaitable[AsyncConnection]:
+    return transaction_of(context).connect()
 
 
 def _of_context(get: Callable[[Context], Any]) -> Source:

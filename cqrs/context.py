@@ -40,9 +40,8 @@ class Unit(Protocol):
         """The session of the transaction, connected at its first use."""
         ...
 
-    @property
-    def connection(self) -> AsyncConnection:
-        """The connection of the transaction, to be awaited: it connects then, if nothing did before."""
+    async def connect(self) -> AsyncConnection:
+        """Return the connection of the transaction, which begins now if it has not."""
         ...
 
     def save(self, plan: Plan, event: Any, context: Context) -> str:

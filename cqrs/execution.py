@@ -134,8 +134,7 @@ class _Apart(Unit):
     def session(self) -> AsyncSession:
         raise self._misuse("session")
 
-    @property
-    def connection(self) -> AsyncConnection:
+    async def connect(self) -> AsyncConnection:
         raise self._misuse("connection")
 
     def _misuse(self, what: str) -> MisuseError:

@@ -50,18 +50,18 @@ def _telling(tell: Callable[..., None]) -> Callable[..., None]:
 
 
 class HandlerConnection(AsyncConnection):
-    """The connection of a unit's transaction, connected where it is awaited. It ends with the unit, not before."""
+    """The connection of a unit's transaction. It ends with the unit, not before."""
 
     __slots__ = ("_unit",)
 
-    def __init__(self, engine: AsyncEngine, unit: Transaction) -> None:
-        super().__init__(engine)
+    sync_connection: Connection
+
+    def __init__(self, engine: AsyncEngine, connection: Connection, unit: Transaction) -> None:
+        super().__init__(engine, connection)
         self._unit = unit
 
     async def start(self, is_ctxmanager: bool = False) -> AsyncConnection:  # noqa: ARG002, FBT001, FBT002 - SQLAlchemy's
-        """Connect, and begin."""
-        if self.sync_connection is None:
-            super().__init__(self.engine, await self._unit.connect())
+        """Do nothing: it has begun."""
         return self
 
     @property
@@ -75,7 +75,6 @@ class HandlerConnection(AsyncConnection):
 
         What fails there fails past SQLAlchemy, so the database is asked before COMMIT whether it still would.
         """
-        assert self.sync_connection is not None  # noqa: S101 - it was awaited before the handler got it
         if self.sync_connection.invalidated:
             return await super().get_raw_connection()
         await self._unit.begin_on_server(self.sync_connection)

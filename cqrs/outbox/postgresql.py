@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from cqrs.outbox.locks import LockedLane, Server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+    from types import ModuleType
 
     from sqlalchemy import Insert, Table
     from sqlalchemy.engine import Connection
@@ -26,6 +28,16 @@ if TYPE_CHECKING:
 JOINED_ROWS = 4
 JOINED_BYTES = 65_536
 """Of how many rows, with how many bytes of bodies, COMMIT takes the INSERT along."""
+
+
+@cache
+def _joining(driver: str) -> ModuleType | None:
+    """Return what lets BEGIN and COMMIT take statements along, where that is made for the driver."""
+    if driver != "asyncpg":
+        return None
+    from cqrs.outbox import asyncpg_driver
+
+    return asyncpg_driver
 
 
 class PostgreSQL(Server):
@@ -49,40 +61,29 @@ class PostgreSQL(Server):
 
     def begin(self, connection: Connection) -> None:
         """Begin where the driver otherwise does when SQLAlchemy sees the first statement."""
-        if connection.dialect.driver == "asyncpg":
-            from cqrs.outbox import asyncpg_driver
-
-            asyncpg_driver.begin(connection)
+        joining = _joining(connection.dialect.driver)
+        if joining is not None:
+            joining.begin(connection)
 
     def lost(self, connection: Connection) -> bool:
         """Whether a transaction that was begun was ended past SQLAlchemy, as far as the driver tells."""
-        if connection.dialect.driver != "asyncpg":
-            return False
-        from cqrs.outbox import asyncpg_driver
-
-        return asyncpg_driver.lost(connection)
+        joining = _joining(connection.dialect.driver)
+        return joining is not None and joining.lost(connection)
 
     def begin_with(self, connection: Connection, statement: str, parameters: Any) -> int:
         """Run a compiled statement as a transaction's first, in one trip with BEGIN where the driver can."""
-        if connection.dialect.driver == "asyncpg":
-            from cqrs.outbox import asyncpg_driver
-
-            touched = asyncpg_driver.begin_with(connection, statement, parameters)
-            if touched is not None:
-                return touched
-        return self.run(connection, statement, parameters)
+        joining = _joining(connection.dialect.driver)
+        touched = None if joining is None else joining.begin_with(connection, statement, parameters)
+        return self.run(connection, statement, parameters) if touched is None else touched
 
     def commit_with(self, connection: Connection, statement: str, rows: Sequence[Any]) -> None:
         """Run a compiled statement as a transaction's last, in one trip with COMMIT where the driver can.
 
         Of many rows or bytes that would cost more than it saves: bodies are twice as long as text.
         """
-        if connection.dialect.driver == "asyncpg" and len(rows) <= JOINED_ROWS and _size(rows) <= JOINED_BYTES:
-            from cqrs.outbox import asyncpg_driver
-
-            if asyncpg_driver.commit_with(connection, statement, rows):
-                return
-        super().commit_with(connection, statement, rows)
+        joining = _joining(connection.dialect.driver) if len(rows) <= JOINED_ROWS else None
+        if joining is None or _size(rows) > JOINED_BYTES or not joining.commit_with(connection, statement, rows):
+            super().commit_with(connection, statement, rows)
 
     async def check(self, store: Store) -> None:
         """Refuse a sequence that hands out ids in advance: a floor may then pass over rows that are still to come."""

@@ -93,17 +93,11 @@ class Transaction:
             return {}
         return {"bind": AsyncConnection(self._engine, self._own), "join_transaction_mode": "rollback_only"}
 
-    @property
-    def connection(self) -> AsyncConnection:
-        """The connection of this transaction, to be awaited: that of its session, or without one its own."""
-        return HandlerConnection(self._engine, self)
-
-    async def connect(self) -> Connection:
-        """Return the connection, begun; in a delivery its inbox row is written."""
+    async def connect(self) -> AsyncConnection:
+        """Return the connection of its session, or without one its own, begun; in a delivery with its inbox row."""
         self.used()
-        if self._own is not None and self._begun:
-            return self._own
-        return await greenlet_spawn(self._connected)
+        connection = self._own if self._begun else None
+        return HandlerConnection(self._engine, connection or await greenlet_spawn(self._connected), self)
 
     async def begin_on_server(self, connection: Connection) -> None:
         """Begin for who uses the driver itself: with asyncpg what SQLAlchemy does not see would stand alone."""
@@ -171,7 +165,7 @@ class Transaction:
         if not self._begun and (self._envelopes or self._takes is not None):
             await greenlet_spawn(lambda: self._store.dialect.begin(self._connected()))
         if self._envelopes and self._store.strict:
-            await self._store.serialise(await self.connection, self._envelopes)
+            await self._store.serialise(await self.connect(), self._envelopes)
 
     def _was_ended(self) -> bool:
         """Whether somebody ended the transaction past the session or connection that it was begun by."""
