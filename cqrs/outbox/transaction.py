@@ -97,7 +97,9 @@ class Transaction:
         """Return the connection of its session, or without one its own, begun; in a delivery with its inbox row."""
         self.used()
         connection = self._own if self._begun else None
-        return HandlerConnection(self._engine, connection or await greenlet_spawn(self._connected), self)
+        if connection is None:
+            connection = await greenlet_spawn(self._connected)
+        return HandlerConnection(self._engine, connection, self)
 
     async def begin_on_server(self, connection: Connection) -> None:
         """Begin for who uses the driver itself: with asyncpg what SQLAlchemy does not see would stand alone."""
