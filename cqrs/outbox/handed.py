@@ -54,8 +54,6 @@ class HandlerConnection(AsyncConnection):
 
     __slots__ = ("_unit",)
 
-    sync_connection: Connection
-
     def __init__(self, engine: AsyncEngine, connection: Connection, unit: Transaction) -> None:
         super().__init__(engine, connection)
         self._unit = unit
@@ -75,11 +73,12 @@ class HandlerConnection(AsyncConnection):
 
         What fails there fails past SQLAlchemy, so the database is asked before COMMIT whether it still would.
         """
-        if self.sync_connection.invalidated:
+        connection = self._proxied
+        if connection.invalidated:
             return await super().get_raw_connection()
-        await self._unit.begin_on_server(self.sync_connection)
-        suspect(self.sync_connection)
-        return self.sync_connection.connection
+        await self._unit.begin_on_server(connection)
+        suspect(connection)
+        return connection.connection
 
     async def commit(self) -> NoReturn:
         """Refuse: what the handler emits would not be in it."""
