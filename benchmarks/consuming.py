@@ -73,7 +73,7 @@ async def consuming(effort: Effort) -> list[Line]:
             "session": lambda: _ours(url, topic, number, by_session, group=1),
             "session grouped": lambda: _ours(url, topic, number, by_session, group=GROUP),
         }
-        taken = await alternate(contestants, effort.few_rounds)
+        taken = await alternate(contestants, effort.rounds)
     conditions = f"{number:,} messages of {PAYLOAD} bytes, {KEYS:,} keys, {raw.PARTITIONS} partitions, {LANES} lanes"
 
     def line(name: str, what: str, bar: float, base: str, ours: str) -> Line:

@@ -28,13 +28,15 @@ VIEWS = 4
 LIMIT = (
     "set_config('idle_in_transaction_session_timeout', $1::text, true), "
     "set_config('statement_timeout', $2::text, true), "
-    "set_config('synchronous_commit', 'off', true), set_config('enable_seqscan', 'off', true)"
+    "set_config('synchronous_commit', 'off', true), set_config('enable_seqscan', 'off', true), "
+    "set_config('jit', 'off', true)"
 )
 """All for the transaction alone: a session's settings would reach other clients behind a pooling PgBouncer.
 
 A client that is stopped while the server still sends it rows is not idle in a transaction, but in a statement. A
 settled batch that is lost with the server's memory comes once more, which is a duplicate. Rows are deleted by their
-places, for which the planner would read a small table whole.
+places, for which the planner would read a small table whole. What has to be read whole counts as so dear then that the
+server would compile it, for half a second each time.
 """
 
 

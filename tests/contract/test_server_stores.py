@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from cqrs import migrations
 from cqrs.codec import Envelope
 from cqrs.outbox import asyncpg_driver, locks, slot_rows
+from cqrs.outbox.advisory_slots import _LOCK, Names, begin, fetch
 from cqrs.outbox.database import connect, dialect_of
 from cqrs.outbox.dialect import Nothing
 from cqrs.outbox.settings import record
@@ -119,6 +120,14 @@ class ServerContract(StoreContract):
 
 class TestAsyncpg(ServerContract):
     variable = "POSTGRES_URL"
+
+    async def test_a_second_look_of_a_transaction_is_not_compiled(self, store: Store):
+        look = Names(store).fill(_LOCK, view())
+        values = ["1000", "1000", 1, [1], [0], ["handler"]]
+        async with store.short.begin() as connection:
+            await begin(connection, look, *values)
+            plan = await fetch(connection, f"EXPLAIN {look}", *values)
+        assert not [line for (line,) in plan if "JIT" in line]
 
 
 class TestAsyncpgOfOurOwn(TestAsyncpg):
