@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from functools import cache, cached_property
+from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 from zlib import crc32
 
 import pydantic
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, SchemaValidator, core_schema, to_json
 
 from cqrs.errors import DecodingError, EncodingError
 
@@ -32,6 +32,10 @@ BROKER = "broker"
 """The destination of rows that go to the message broker; every other destination is a handler's name."""
 FOLDED = "headers"
 """The header in which Debezium sends the column of that name: all headers that have no column of their own."""
+
+_TEXTS = SchemaValidator(core_schema.dict_schema(core_schema.str_schema(), core_schema.str_schema()))
+_BYTES = SchemaValidator(core_schema.dict_schema(core_schema.str_schema(), core_schema.bytes_schema()))
+"""Read saved headers as text, and as brokers want them. A `TypeAdapter` is a call more for each row of a relay."""
 
 
 class Envelope(NamedTuple):
@@ -89,9 +93,8 @@ class Envelope(NamedTuple):
     @property
     def encoded_headers(self) -> list[tuple[str, bytes]]:
         """Return `wire_headers` encoded, in pairs."""
-        named = [("ce_id", self.message_id.encode()), ("ce_type", self.type.encode())]
-        named += _encoded_headers_of(self.saved_text).items()
-        return named
+        saved = _encoded_headers_of(self.saved_text)
+        return [("ce_id", self.message_id.encode()), ("ce_type", self.type.encode()), *saved.items()]
 
 
 def saved_headers(trace: Trace, source: str) -> dict[str, str]:
@@ -257,14 +260,14 @@ def headers_text(headers: Mapping[str, str]) -> str:
 def headers_of(text: str) -> dict[str, str]:
     """Read saved headers. Raises `DecodingError` when somebody edited them into nonsense."""
     try:
-        return _text_adapter().validate_json(text)
+        return _TEXTS.validate_json(text)
     except ValueError:
         return _loosely_read(text)
 
 
 def _encoded_headers_of(text: str) -> dict[str, bytes]:
     try:
-        return _bytes_adapter().validate_json(text)
+        return _BYTES.validate_json(text)
     except ValueError:
         return {name: value.encode() for name, value in _loosely_read(text).items()}
 
@@ -280,13 +283,3 @@ def _loosely_read(text: str) -> dict[str, str]:
 
 def _whole(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
-
-
-@cache
-def _text_adapter() -> pydantic.TypeAdapter[dict[str, str]]:
-    return pydantic.TypeAdapter(dict[str, str])
-
-
-@cache
-def _bytes_adapter() -> pydantic.TypeAdapter[dict[str, bytes]]:
-    return pydantic.TypeAdapter(dict[str, bytes])

@@ -31,10 +31,11 @@ class Batches:
         batch = producer.aiokafka.create_batch()
         limit = self._learnt.get(tally.envelopes[indexes[0]].topic, self._limit)
         taken: list[int] = []
+        envelopes, held = tally.envelopes, tally.held
         for position, index in enumerate(indexes):
-            if tally.held and tally.is_held(index):
+            if held and tally.is_held(index):
                 continue
-            envelope = tally.envelopes[index]
+            envelope = envelopes[index]
             try:
                 key = None if envelope.key is None else envelope.key.encode()
                 headers = envelope.encoded_headers
