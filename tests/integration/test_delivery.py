@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pydantic
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
 
 import cqrs
 from tests.unit.outbox.support import relay_all, run_sql, storage_of, until
@@ -73,6 +73,28 @@ def note(registry: cqrs.Registry, **options: Any) -> list[tuple[str, int]]:
         seen.append((event.order, event.number))
 
     return seen
+
+
+# Deliveries
+
+
+async def test_deliveries_in_a_row_by_the_connection_have_a_transaction_each(registry: cqrs.Registry, database: str):
+    failed: list[int] = []
+
+    @registry.event_handler(name="receive")
+    async def receive(happened: Happened, connection: AsyncConnection) -> None:
+        await connection.execute(text("INSERT INTO noted VALUES (:number)"), {"number": happened.number})
+        if happened.number not in failed:
+            failed.append(happened.number)
+            raise ZeroDivisionError
+
+    await run_sql(database, "DROP TABLE IF EXISTS noted", "CREATE TABLE noted (number INTEGER)")
+    async with make(registry, database, relay=False) as app:
+        for number in range(6):
+            await app.emit(Happened(order=f"o{number % 3}", number=number))
+        await relay_all(app)
+        assert await run_sql(database, "SELECT number FROM noted ORDER BY number") == list(range(6))
+        assert await run_sql(database, "SELECT count(*) FROM cqrs_inbox") == [6]
 
 
 # Messages

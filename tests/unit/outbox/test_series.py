@@ -1,130 +1,105 @@
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy import Connection, Engine, NullPool, QueuePool, create_engine, event
 
-import cqrs
-from cqrs.context import Trace
 from cqrs.outbox.series import Series
-from tests.unit.outbox.items import Noted, make
-from tests.unit.outbox.support import run_sql, storage_of
 
-Do = Callable[[AsyncConnection], Awaitable[None]]
-
-
-async def nothing(connection: AsyncConnection) -> None: ...
-
-
-async def fail(connection: AsyncConnection) -> None:
-    raise ZeroDivisionError
-
-
-async def lose(connection: AsyncConnection) -> None:
-    await connection.invalidate()
-
-
-async def change(connection: AsyncConnection) -> None:
-    await connection.execution_options(logging_token="mine")
-
-
-async def nest(connection: AsyncConnection) -> None:
-    await connection.begin_nested()
-
-
-class Scene:
-    """An application with a handler of each kind, which tell of the connections that they had."""
-
-    def __init__(self, registry: cqrs.Registry, database: str) -> None:
-        self.do: Do = nothing
-        self.had: list[Any] = []
-
-        @registry.event_handler(name="by connection")
-        async def by_connection(event: Noted, connection: AsyncConnection) -> None:
-            await connection.execute(text("SELECT 1"))
-            self.had.append(connection.sync_connection)
-            await self.do(connection)
-
-        @registry.event_handler(name="by session")
-        async def by_session(event: Noted, session: AsyncSession) -> None:
-            self.had.append(self.lent)
-
-        self.app = make(registry, database)
-
-    @property
-    def lent(self) -> int:
-        """How many connections the pool has lent."""
-        pool: Any = storage_of(self.app).store.writers.sync_engine.pool
-        return int(pool.checkedout())
-
-    @asynccontextmanager
-    async def series(self) -> AsyncGenerator[Series]:
-        async with self.app, self.app.series() as series:
-            yield series
-
-    async def deliver(self, series: Series, message_id: str, name: str = "by connection", do: Do = nothing) -> None:
-        self.do = do
-        plan = self.app.plan_of(Noted)
-        [handler] = [handler for handler in plan.handlers if handler.name == name]
-        begin = partial(series.unit, handler, message_id)
-        await self.app.deliver(handler, plan, Noted(), Trace(message_id, message_id), begin)
+CONNECTS, OTHER = SimpleNamespace(connects=True), SimpleNamespace(connects=False)
 
 
 @pytest.fixture
-def scene(registry: cqrs.Registry, database: str) -> Scene:
-    return Scene(registry, database)
+def engine() -> Iterator[Engine]:
+    """A pool that lends three connections at most."""
+    engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=2, max_overflow=1)
+    yield engine
+    engine.dispose()
 
 
-async def test_deliveries_of_handlers_that_ask_for_the_connection_have_the_same_one(scene: Scene):
-    async with scene.series() as series:
-        for number in range(3):
-            await scene.deliver(series, f"m{number}")
-    assert len(scene.had) == 3
-    assert len(set(scene.had)) == 1
+def series_of(engine: Engine) -> Series:
+    """Return a series whose units say what they were given."""
+    given: Any = SimpleNamespace(sync_engine=engine)
+    make: Any = lambda handler, message_id, series: (handler, message_id, series)  # noqa: E731
+    return Series(given, make)
 
 
-async def test_each_of_them_has_a_transaction_of_its_own(scene: Scene, database: str):
-    async with scene.series() as series:
-        await scene.deliver(series, "m1")
-        with pytest.raises(ZeroDivisionError):
-            await scene.deliver(series, "m2", do=fail)
-        assert await run_sql(database, "SELECT message_id FROM cqrs_inbox") == ["m1"]
-        await scene.deliver(series, "m2")
-    assert await run_sql(database, "SELECT message_id FROM cqrs_inbox ORDER BY 1") == ["m1", "m2"]
+def lent(engine: Engine) -> int:
+    pool: Any = engine.pool
+    return int(pool.checkedout())
 
 
-async def test_another_handler_does_not_wait_for_the_database_with_a_connection_in_hand(scene: Scene):
-    async with scene.series() as series:
-        await scene.deliver(series, "m1")
-        assert scene.lent == 1
-        await scene.deliver(series, "m1", "by session")
-    assert scene.had[1] == 0
+def test_the_next_delivery_gets_the_connection_that_was_left(engine: Engine):
+    series = series_of(engine)
+    connection = series.connect()
+    with connection.begin():
+        pass
+    series.leave(connection)
+    assert series.connect() is connection
+    assert series.connect() is not connection
 
 
-async def test_the_connection_is_given_back_in_the_end(scene: Scene):
-    async with scene.app:
-        async with scene.app.series() as series:
-            await scene.deliver(series, "m1")
-        assert scene.lent == 0
+async def test_the_connection_is_given_back_in_the_end(engine: Engine):
+    async with series_of(engine) as series:
+        series.leave(series.connect())
+        assert lent(engine) == 1
+    assert lent(engine) == 0
 
 
-@pytest.mark.parametrize("do", [change, fail, lose])
-async def test_a_connection_that_is_no_longer_as_it_came_is_not_kept(scene: Scene, do: Do):
-    async with scene.series() as series:
-        try:
-            await scene.deliver(series, "m1", do=do)
-        except Exception:  # noqa: BLE001 - what is lost cannot be committed either
-            assert do is not change
-        assert scene.lent == 0
-        await scene.deliver(series, "m2")
-    assert len(set(scene.had)) == 2
+async def test_a_handler_that_asks_for_the_connection_has_the_one_that_was_left(engine: Engine):
+    series: Any = series_of(engine)
+    series.leave(series.connect())
+    assert await series.unit(CONNECTS, "m1") == (CONNECTS, "m1", series)
+    assert lent(engine) == 1
 
 
-async def test_a_savepoint_that_was_left_open_is_not_in_the_way_of_the_next_delivery(scene: Scene, database: str):
-    async with scene.series() as series:
-        await scene.deliver(series, "m1", do=nest)
-        await scene.deliver(series, "m2", do=nest)
-    assert await run_sql(database, "SELECT count(*) FROM cqrs_inbox") == [2]
+async def test_another_handler_does_not_work_with_a_connection_in_hand(engine: Engine):
+    series: Any = series_of(engine)
+    series.leave(series.connect())
+    assert await series.unit(OTHER, "m1") == (OTHER, "m1", None)
+    assert lent(engine) == 0
+
+
+def change(connection: Connection) -> None:
+    connection.execution_options(logging_token="mine")
+
+
+def begin(connection: Connection) -> None:
+    connection.begin()
+
+
+@pytest.mark.parametrize("do", [change, begin, Connection.invalidate])
+def test_a_connection_that_is_no_longer_as_it_came_is_given_back(engine: Engine, do: Callable[[Connection], None]):
+    series = series_of(engine)
+    connection = series.connect()
+    do(connection)
+    series.leave(connection)
+    assert lent(engine) == 0
+
+
+def test_a_connection_that_others_may_wait_for_is_given_back(engine: Engine):
+    series = series_of(engine)
+    connection = series.connect()
+    others = [engine.connect() for _ in range(2)]
+    series.leave(connection)
+    assert lent(engine) == 2
+    for other in others:
+        other.close()
+
+
+@pytest.mark.parametrize("told", ["checkout", "checkin", "reset"])
+def test_where_somebody_listens_to_the_pool_connections_are_given_back(engine: Engine, told: str):
+    event.listen(engine, told, lambda *_: None)
+    series = series_of(engine)
+    series.leave(series.connect())
+    assert lent(engine) == 0
+
+
+def test_a_pool_that_keeps_none_is_given_its_connections_back():
+    closed = []
+    engine = create_engine("sqlite://", poolclass=NullPool)
+    event.listen(engine, "close", lambda *_: closed.append("one"))
+    series = series_of(engine)
+    series.leave(series.connect())
+    assert closed == ["one"]
