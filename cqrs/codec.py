@@ -260,16 +260,18 @@ def headers_text(headers: Mapping[str, str]) -> str:
 def headers_of(text: str) -> dict[str, str]:
     """Read saved headers. Raises `DecodingError` when somebody edited them into nonsense."""
     try:
-        return _TEXTS.validate_json(text)
+        headers: dict[str, str] = _TEXTS.validate_json(text)
     except ValueError:
         return _loosely_read(text)
+    return headers
 
 
 def _encoded_headers_of(text: str) -> dict[str, bytes]:
     try:
-        return _BYTES.validate_json(text)
+        headers: dict[str, bytes] = _BYTES.validate_json(text)
     except ValueError:
         return {name: value.encode() for name, value in _loosely_read(text).items()}
+    return headers
 
 
 def _loosely_read(text: str) -> dict[str, str]:
