@@ -26,15 +26,15 @@ class Series:
 
     That goes for handlers that ask for the connection, which have it from beginning to end; before anything else it is
     given back, so that a task never holds two. So is one that was lost, is no longer as it came, or that others may
-    wait for; and each where somebody listens to the pool: what is done there is done for each delivery.
+    wait for; and each where somebody listens to their coming and going: what is done then is done for each delivery.
     """
 
     def __init__(self, engine: AsyncEngine, make: Callable[[Handler, str, Series | None], Transaction]) -> None:
         self._engine = engine.sync_engine
         self._make = make
         self._kept: Connection | None = None
-        heard = self._engine.pool.dispatch
-        self._is_heard = bool(heard.checkout or heard.checkin or heard.reset)
+        told, pool = self._engine.dispatch, self._engine.pool.dispatch
+        self._is_heard = bool(told.engine_connect or pool.checkout or pool.checkin or pool.reset)
 
     async def unit(self, handler: Handler, message_id: str) -> Transaction:
         """Return a unit in which this handler's inbox row says that it has taken this message."""

@@ -88,8 +88,8 @@ def test_a_connection_that_others_may_wait_for_is_given_back(engine: Engine):
         other.close()
 
 
-@pytest.mark.parametrize("told", ["checkout", "checkin", "reset"])
-def test_where_somebody_listens_to_the_pool_connections_are_given_back(engine: Engine, told: str):
+@pytest.mark.parametrize("told", ["engine_connect", "checkout", "checkin", "reset"])
+def test_where_somebody_listens_to_its_coming_and_going_a_connection_is_given_back(engine: Engine, told: str):
     event.listen(engine, told, lambda *_: None)
     series = series_of(engine)
     series.leave(series.connect())
