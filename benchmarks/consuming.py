@@ -116,10 +116,15 @@ async def beside_python_cqrs(effort: Effort) -> list[Line]:
         contestants: dict[str, Contestant] = {
             "peer": beside.drainer(effort.peers),
             "ours": lambda: _ours(url, topic, number, by_session, group=1),
+            "driver": lambda: _ours(url, topic, number, by_driver, group=1),
             "grouped": lambda: _ours(url, topic, number, by_session, group=GROUP),
         }
         taken = await alternate(contestants, effort.few_rounds)
-    titles = {"ours": "one by one", "grouped": f"in groups of {GROUP}"}
+    titles = {
+        "ours": "one by one",
+        "driver": "one by one by asyncpg's statement",
+        "grouped": f"in groups of {GROUP}",
+    }
     lines = []
     for who, title in titles.items():
         found, spread = ratio(taken["peer"], taken[who])
