@@ -1,4 +1,4 @@
-"""Deliveries one after the other on one connection: to fetch one from the pool costs as much as two statements."""
+"""Deliveries one after the other on one connection: to fetch one from the pool costs nearly two statements."""
 
 from __future__ import annotations
 
