@@ -9,7 +9,7 @@ from cqrs.errors import DecodingError, PublishError
 from cqrs.outbox.publisher import Failed, Fate, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from cqrs.codec import Envelope
 
@@ -27,11 +27,11 @@ class Tally:
         self.open = set(range(len(envelopes)))
         self.held: set[tuple[str, str | None]] = set()
 
-    def settle(self, indexes: Iterable[int], outcome: Outcome) -> None:
+    def settle(self, indexes: Collection[int], outcome: Outcome) -> None:
         """End some with this outcome."""
         for index in indexes:
             self.outcomes[index] = outcome
-            self.open.discard(index)
+        self.open.difference_update(indexes)
 
     def stop(self, index: int, outcome: Outcome) -> None:
         """End one with this outcome; what comes after it in its strand is not to be sent."""

@@ -76,7 +76,7 @@ class AdvisorySlots:
     async def limit(self, connection: AsyncConnection, lease: float) -> None:
         """Let the server end the transaction when its client has been silent for a lease."""
         # Twice the lease for a statement: the end of a retry may wait for a slot as long as another relay holds it.
-        await begin(connection, f"SELECT {LIMIT}", _milliseconds(lease), _milliseconds(2 * lease))
+        await begin(self._store, connection, f"SELECT {LIMIT}", _milliseconds(lease), _milliseconds(2 * lease))
 
     async def lock(self, connection: AsyncConnection, view: View, lease: float) -> Sequence[int] | Nothing:
         """Lock half of the free slots that have work, at least one, from a random one on.
@@ -91,7 +91,7 @@ class AdvisorySlots:
             floor = self._floor_of(view)
             floors = [floor.slots.get(slot, 0) for slot in slots]
             values = [silence, silence, self._class, slots, floors, list(view.destinations), *_view_values(view)]
-            row = await begin(connection, statement, *values)
+            row = await begin(self._store, connection, statement, *values)
             *_, server, seen, self._last, working, locked = row
             if server != self._server:
                 # Another server under a living connection, as behind a pooler: what the floors say is not of it.
@@ -122,10 +122,11 @@ class AdvisorySlots:
                 break
         self._appetite.learn(found, most, each)
         rows = claimed(found)
-        lowest = {row.slot: row.id for row in reversed(rows)}
+        ids = [(row[1], row[0]) for row in found]
+        lowest = dict(reversed(ids))
         floor.learn(snapshot, own, self._last, lowest if len(rows) >= most else slots, lowest)
         free = [row for row in rows if row.place is not None]
-        self._unsettled = floor, free, {row.slot: row.id for row in rows}
+        self._unsettled = floor, free, dict(ids)
         return free, [] if len(free) == len(rows) else [row for row in rows if row.place is None]
 
     async def delete(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
@@ -242,15 +243,11 @@ SELECT * FROM (
 _DELETE = "DELETE FROM {outbox} WHERE ctid = ANY($1::text::tid[]) AND id <= $2::bigint"
 
 
-async def begin(connection: AsyncConnection, statement: str, *values: Any) -> Sequence[Any]:
-    """Begin SQLAlchemy's transaction with a statement, and return its only row.
-
-    asyncpg begins where SQLAlchemy sees the statement, psycopg by itself.
-    """
-    if connection.dialect.driver == "asyncpg":
-        return (await connection.exec_driver_sql(statement, values)).one()
+async def begin(store: Store, connection: AsyncConnection, statement: str, *values: Any) -> Sequence[Any]:
+    """Begin SQLAlchemy's transaction, and the server's, with a statement, and return its only row."""
     if not connection.in_transaction():
         await connection.run_sync(lambda begun: begun.begin())
+        await connection.run_sync(store.dialect.begin)
     (row,) = await fetch(connection, statement, *values)
     return row
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cqrs.codec import BROKER
 from cqrs.errors import DecodingError, PublishError
 from cqrs.outbox.publisher import Failed, Fate, Outcome, Publisher
+from cqrs.outbox.waiting import is_being_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,34 +26,46 @@ class Handover:
         self._circuits = circuits
         self._patience = patience
 
-    async def publish(self, rows: Sequence[Claimed], faults: list[BaseException]) -> list[Outcome]:
+    async def publish(self, rows: Sequence[Claimed], faults: list[BaseException]) -> Sequence[Outcome]:
         """Publish side by side what goes to different publishers; what one raises, against its word, is a fault."""
-        shares = self._shares(rows)
-        published = await asyncio.gather(
-            *(self._hand_over(publisher, envelopes) for publisher, _, envelopes in shares),
-            return_exceptions=True,
-        )
+        envelopes = [row.envelope for row in rows]
+        shares = self._shares(envelopes)
+        if len(shares) == 1 and len(shares[0][1]) == len(rows):
+            # No task of its own, which would take as long as some hundred rows.
+            return await self._outcomes(shares[0][0], envelopes, faults)
         outcomes: list[Outcome] = [Fate.NOT_SENT] * len(rows)
-        for (_, places, envelopes), result in zip(shares, published, strict=True):
-            told: Sequence[Outcome]
-            if isinstance(result, BaseException):
-                faults.append(result)
-                told = [_blame(envelope) for envelope in envelopes]
-            else:
-                told = result
-                self._circuits.learn(envelopes, told)
+
+        async def hand_over(publisher: Publisher, places: Sequence[int]) -> None:
+            told = await self._outcomes(publisher, [envelopes[place] for place in places], faults)
             for place, outcome in zip(places, told, strict=True):
                 outcomes[place] = outcome
+
+        await asyncio.gather(*(hand_over(*share) for share in shares))
         return outcomes
 
-    def _shares(self, rows: Sequence[Claimed]) -> list[tuple[Publisher, list[int], list[Envelope]]]:
-        """Return what goes to each publisher, and where it stands among the rows."""
-        envelopes = [row.envelope for row in rows]
+    def _shares(self, envelopes: Sequence[Envelope]) -> list[tuple[Publisher, Sequence[int]]]:
+        """Return where among the envelopes stands what goes to each publisher."""
+        wanted = {envelope.destination for envelope in envelopes}
+        served = [(publisher, served & wanted) for publisher, served in _served(self.publishers) if served & wanted]
+        if len(served) == 1 and served[0][1] == wanted:
+            return [(served[0][0], range(len(envelopes)))]
         return [
-            (publisher, places, [envelopes[place] for place in places])
-            for publisher, destinations in _served(self.publishers)
-            if (places := [place for place, each in enumerate(envelopes) if each.destination in destinations])
+            (publisher, [place for place, each in enumerate(envelopes) if each.destination in destinations])
+            for publisher, destinations in served
         ]
+
+    async def _outcomes(
+        self, publisher: Publisher, envelopes: Sequence[Envelope], faults: list[BaseException]
+    ) -> Sequence[Outcome]:
+        try:
+            told = await self._hand_over(publisher, envelopes)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_being_cancelled():
+                raise
+            faults.append(error)
+            return [_blame(envelope) for envelope in envelopes]
+        self._circuits.learn(envelopes, told)
+        return told
 
     async def _hand_over(self, publisher: Publisher, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
         """Publish; a broker's publisher that does not answer within the lease is given up."""

@@ -44,7 +44,8 @@ class Parked:
 
     async def hold_back(self, connection: AsyncConnection, rows: Sequence[Claimed]) -> None:
         """Move rows behind the parked ones of their key; the end of the one before makes each of them due."""
-        await self._move(connection, rows, held_back())
+        if rows:
+            await self._move(connection, rows, held_back())
 
     async def park(self, connection: AsyncConnection, verdict: Verdict) -> None:
         """Move a row that failed, which parks its key."""

@@ -231,21 +231,29 @@ class Relay:
     async def _keeping(self, claim: Claim) -> AsyncGenerator[None]:
         """Show a sign of life every quarter of the lease; a lost lease costs duplicates, which the inbox absorbs."""
         ended = asyncio.Event()
+        begun: list[asyncio.Task[None]] = []
 
         async def beat() -> None:
-            while not await came(ended, self._pace.lease / 4):
+            while not ended.is_set():
                 try:
                     await claim.keep()
                 except Exception as error:  # noqa: BLE001 - the claim's own statements report a lasting fault
                     log.debug("A lease could not be renewed: %s", error)
+                await came(ended, pause)
 
-        task = asyncio.create_task(beat(), name="cqrs relay lease")
+        # Most claims end before: a task for each of them would take as long as some hundred rows.
+        pause = self._pace.lease / 4
+        timer = asyncio.get_running_loop().call_later(
+            pause, lambda: begun.append(asyncio.create_task(beat(), name="cqrs relay lease"))
+        )
         try:
             yield
         finally:
             # Not cancelled: a statement that is cut off could take the next one on its connection with it.
+            timer.cancel()
             ended.set()
-            await task
+            for task in begun:
+                await task
 
     async def _lane(self, name: str, work: Callable[[], Awaitable[bool]]) -> None:
         """Work while there is work, then wait to be woken; survive every fault of the database."""

@@ -107,8 +107,17 @@ class View:
 
 def claimed(rows: Iterable[Sequence[Any]]) -> list[Claimed]:
     """Return rows of the outbox, (number, *CLAIMED, place), as values."""
+    new = tuple.__new__  # a named tuple's own is a function in Python, which takes as long as to make the tuple
     return [
-        Claimed(number, slot, Envelope(event_id, destination, topic, key, kind, headers, payload), place)
+        new(
+            Claimed,
+            (
+                number,
+                slot,
+                new(Envelope, (event_id, destination, topic, key, kind, headers, payload, 1, False)),
+                place,
+            ),
+        )
         for number, slot, event_id, destination, topic, key, kind, headers, payload, place in rows
     ]
 

@@ -125,7 +125,7 @@ class TestAsyncpg(ServerContract):
         look = Names(store).fill(_LOCK, view())
         values = ["1000", "1000", 1, [1], [0], ["handler"]]
         async with store.short.begin() as connection:
-            await begin(connection, look, *values)
+            await begin(store, connection, look, *values)
             plan = await fetch(connection, f"EXPLAIN {look}", *values)
         assert not [line for (line,) in plan if "JIT" in line]
 

@@ -292,6 +292,18 @@ async def test_a_publisher_that_raises_gives_its_slots_back_and_nothing_is_done(
     assert store.settled == [([], [])]
 
 
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_publisher_that_lets_out_a_cancellation_of_its_own_has_a_fault(store: FakeStore, others: int):
+    async def publish(ids: list[str]) -> Sequence[Outcome]:
+        raise asyncio.CancelledError
+
+    store.outbox += [row(1), *(row(2, destination="broker") for _ in range(others))]
+    publishers: dict[str, Publisher] = {"handler": FakePublisher(publish), "broker": answering(Fate.DELIVERED)}
+    with pytest.raises(asyncio.CancelledError):
+        await make_relay(store, publishers).relay_outbox()
+    assert store.settled == [([2] * others, [])]
+
+
 async def test_a_publisher_that_miscounts_is_told_and_costs_no_other_its_outcomes(store: FakeStore):
     store.outbox += [row(1, destination="broker"), row(2)]
     publishers: dict[str, Publisher] = {"broker": answering(), "handler": answering(Fate.DELIVERED)}
