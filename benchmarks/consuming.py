@@ -118,12 +118,14 @@ async def beside_python_cqrs(effort: Effort) -> list[Line]:
             "ours": lambda: _ours(url, topic, number, by_session, group=1),
             "driver": lambda: _ours(url, topic, number, by_driver, group=1),
             "grouped": lambda: _ours(url, topic, number, by_session, group=GROUP),
+            "driver-grouped": lambda: _ours(url, topic, number, by_driver, group=GROUP),
         }
         taken = await alternate(contestants, effort.few_rounds)
     titles = {
         "ours": "one by one",
         "driver": "one by one by asyncpg's statement",
         "grouped": f"in groups of {GROUP}",
+        "driver-grouped": f"in groups of {GROUP} by asyncpg's statement",
     }
     lines = []
     for who, title in titles.items():

@@ -14,10 +14,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
+from typing import Any
 
 import aiosqlite
 from sqlalchemy import bindparam, text
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
 
 import cqrs
 from benchmarks.contestants import engine_by_hand
@@ -36,11 +37,9 @@ SELECT = f"SELECT * FROM cqrs_outbox ORDER BY id LIMIT {BATCH}"
 DELETE = "DELETE FROM cqrs_outbox WHERE id IN"
 HANDLER = "benchmarks:by_hand"
 
-registry = cqrs.Registry()
 effect = text(EFFECT)
 
 
-@registry.integration_event(topic="orders", key="customer")
 class OrderPlaced(cqrs.Event):
     order_id: str
     customer: str
@@ -51,7 +50,6 @@ class PlaceOrders(cqrs.Command[None]):
     number: int
 
 
-@registry.command_handler
 async def place_orders(command: PlaceOrders, context: cqrs.Context) -> None:
     for number in range(command.number):
         context.emit(OrderPlaced(order_id=f"order-{number}", customer=f"customer-{number % KEYS}", note=FILLER))
@@ -70,9 +68,16 @@ class Receipts:
             self.complete.set()
 
 
-@registry.event_handler
-async def send_receipt(event: OrderPlaced, session: AsyncSession, receipts: Receipts) -> None:
+async def by_session(event: OrderPlaced, session: AsyncSession, receipts: Receipts) -> None:
+    """Write a row as most handlers do."""
     await session.execute(effect, {"order_id": event.order_id})
+    receipts.count()
+
+
+async def by_driver(event: OrderPlaced, connection: AsyncConnection, receipts: Receipts) -> None:
+    """Write a row with the statement that stands in the loop by hand."""
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    await driver.execute(EFFECT, {"order_id": event.order_id})
     receipts.count()
 
 
@@ -92,11 +97,13 @@ Contestant = Callable[[int], Awaitable[float]]
 
 
 async def measure(folder: Path, *, messages: int, rounds: int) -> Delivery:
-    """Let the three deliver the same number of messages in turn, so many times."""
+    """Let all deliver the same number of messages in turn, so many times."""
     async with AsyncExitStack() as stack:
-        ours, app = await _ours(stack, folder / "ours.db")
+        ours, app = await _ours(stack, folder / "ours.db", by_session)
+        ours_by_driver, _ = await _ours(stack, folder / "ours-by-driver.db", by_driver)
         contestants = {
             "ours": ours,
+            "ours by driver": ours_by_driver,
             "driver": await _through_driver(stack, folder / "driver.db"),
             "session": await _through_session(stack, folder / "session.db"),
         }
@@ -119,23 +126,31 @@ class Look(cqrs.Command[tuple[int, str]]):
     """Asks what the application's own connections are set to."""
 
 
-@registry.command_handler
 async def look(command: Look, session: AsyncSession) -> tuple[int, str]:
     del command
     synchronous = await session.scalar(text("PRAGMA synchronous"))
     return synchronous, await session.scalar(text("PRAGMA journal_mode"))
 
 
-def _application(file: Path, receipts: Receipts, *, relay: bool) -> cqrs.Mediator:
+def _application(
+    file: Path, receipts: Receipts, send_receipt: Callable[..., Awaitable[None]], *, relay: bool
+) -> cqrs.Mediator:
+    registry = cqrs.Registry()
+    registry.integration_event(topic="orders", key="customer")(OrderPlaced)
+    registry.command_handler(place_orders)
+    registry.command_handler(look)
+    registry.event_handler(send_receipt)
     url = f"sqlite+aiosqlite:///{file}"
     return cqrs.bootstrap(
         registry=registry, container={Receipts: lambda: receipts}, database=url, relay=relay, name="benchmarks"
     )
 
 
-async def _ours(stack: AsyncExitStack, file: Path) -> tuple[Contestant, cqrs.Mediator]:
+async def _ours(
+    stack: AsyncExitStack, file: Path, send_receipt: Callable[..., Awaitable[None]]
+) -> tuple[Contestant, cqrs.Mediator]:
     receipts = Receipts()
-    app = await stack.enter_async_context(_application(file, receipts, relay=True))
+    app = await stack.enter_async_context(_application(file, receipts, send_receipt, relay=True))
     await _create_receipts(file)
 
     async def deliver(messages: int) -> float:
@@ -158,7 +173,7 @@ async def _create_receipts(file: Path) -> None:
 
 async def _saver(stack: AsyncExitStack, file: Path) -> Callable[[int], Awaitable[None]]:
     """Return what fills the tables of a contestant by hand: our application without its relay."""
-    app = await stack.enter_async_context(_application(file, Receipts(), relay=False))
+    app = await stack.enter_async_context(_application(file, Receipts(), by_session, relay=False))
     await _create_receipts(file)
 
     async def save(messages: int) -> None:
