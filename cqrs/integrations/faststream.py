@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from cqrs.brokers.faststream import FastStreamBroker, kind_of
 from cqrs.brokers.tally import text_of
@@ -29,6 +30,9 @@ LONGEST_PAUSE = 15.0
 BEGINNING = 5.0
 """Seconds for which `consuming()` waits for a broker that does not answer, before it lets the application go on."""
 
+_MOUNTED: WeakKeyDictionary[Any, WeakSet[Mediator]] = WeakKeyDictionary()
+"""Which applications a user's broker has subscribers of."""
+
 
 class _Log:
     """FastStream's log. That we let it create no topics is as intended, and aiokafka tells which one is missing."""
@@ -42,7 +46,8 @@ def mount(app: Mediator, broker: Any) -> None:
     """Subscribe the published events that `app` handles to a FastStream broker, before that is started.
 
     Open the application around the broker's life: `FastStream(broker, lifespan=...)` with `async with app` in it.
-    Raises `MisuseError` where the broker is of no kind that this can keep in order: Kafka's and RabbitMQ's.
+    Raises `MisuseError` where the broker is of no kind that this can keep in order: Kafka's and RabbitMQ's, and where
+    the application is mounted on it already.
     """
     given: Any = app
     if not isinstance(given, Mediator):
@@ -53,7 +58,10 @@ def mount(app: Mediator, broker: Any) -> None:
             "Give bootstrap both; the broker may be this FastStream broker."
         )
     assert app.blueprint is not None  # noqa: S101 - where there is something to consume
+    if _is_orderly(broker) and app in _MOUNTED.setdefault(broker, WeakSet()):
+        raise MisuseError(f"Application '{app.name}' is mounted on this broker already. Call mount once.")
     subscribe(broker, app.intake.consumer(), app.name, grace=app.blueprint.wishes.grace)
+    _MOUNTED[broker].add(app)
 
 
 @asynccontextmanager
@@ -80,13 +88,17 @@ async def consumption(publisher: Publisher, consumer: Consumer, *, name: str, gr
 
 def subscribe(broker: Any, consumer: Consumer, name: str, *, grace: float) -> list[Any]:
     """Add subscribers of all topics that the consumer reads; returns them."""
-    kind = kind_of(broker)
-    if kind not in _SUBSCRIBERS:
+    if not _is_orderly(broker):
         raise MisuseError(
             f"{type(broker).__module__}.{type(broker).__qualname__} is no broker whose order can be kept. "
             "Use FastStream's KafkaBroker or RabbitBroker, or a subscriber of your own that awaits app.send(event)."
         )
-    return _SUBSCRIBERS[kind](broker, consumer, name, grace)
+    return _SUBSCRIBERS[kind_of(broker)](broker, consumer, name, grace)
+
+
+def _is_orderly(broker: Any) -> bool:
+    """Whether it is of a kind whose order can be kept."""
+    return kind_of(broker) in _SUBSCRIBERS
 
 
 async def _start(

@@ -102,6 +102,15 @@ async def test_subscribers_say_in_asyncapi_what_they_handle(registry: cqrs.Regis
     assert "orders" in channel["address"]
 
 
+def test_an_application_is_mounted_on_a_broker_once(registry: cqrs.Registry, database: str):
+    broker = KafkaBroker()
+    app = Scene(registry, database, broker).app
+    mount(app, broker)
+    with pytest.raises(cqrs.MisuseError, match=r"'.*' is mounted on this broker already. Call mount once"):
+        mount(app, broker)
+    assert len(broker.subscribers) == 1
+
+
 def test_an_application_without_a_broker_cannot_be_mounted(registry: cqrs.Registry, database: str):
     app = cqrs.bootstrap(registry=registry, name="shop", database=database)
     with pytest.raises(cqrs.MisuseError, match="has no database and no broker"):
