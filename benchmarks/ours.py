@@ -49,7 +49,6 @@ class Publisher:
         self, inner: cqrs.Publisher | None = None, *, pause: float = 0.0, dead_topic: str | None = None
     ) -> None:
         self._inner = inner
-        self.batch = getattr(inner, "batch", 0)
         self._pause = pause
         self._dead_topic = dead_topic
         self._left = 0

@@ -155,14 +155,6 @@ def _refuse_topics(publications: Sequence[Publication], publisher: Publisher | N
                 problems.append(Problem(what, f"{reason}.", source_of(each.event)))
 
 
-def _rows_at_once(database: Database, publisher: Publisher | None) -> Mapping[str, int]:
-    from cqrs.outbox.publisher import Batching
-
-    pace = database.dialect.pace
-    wanted = publisher.batch if isinstance(publisher, Batching) else 0
-    return {**pace, "batch": max(pace["batch"], wanted)}
-
-
 def _store_in(app: Mediator, wishes: Wishes, database: Database, publisher: Publisher | None) -> None:
     """Give an application its storage, and where there is a broker, the way in from there."""
     from cqrs.outbox.relay import Pace
@@ -171,7 +163,7 @@ def _store_in(app: Mediator, wishes: Wishes, database: Database, publisher: Publ
         app,
         _store(wishes, database),
         deliveries_of(app.plans.values(), retry=wishes.retry, on_dead=wishes.on_dead),
-        Pace(lease=wishes.lease, grace=wishes.grace, **_rows_at_once(database, publisher)),
+        Pace(lease=wishes.lease, grace=wishes.grace, **database.dialect.pace),
     )
     storage = app.storage = _storage(ground, wishes, database, publisher)
     if publisher is not None:

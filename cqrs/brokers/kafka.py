@@ -72,9 +72,6 @@ class Kafka:
     it had sent by then is at worst a duplicate, in whole batches, when the relay publishes those events again.
     """
 
-    batch = 2000
-    """How many rows a relay claims at once: a topic's partitions share them, and each is a batch on the wire."""
-
     def __init__(
         self,
         servers: str,

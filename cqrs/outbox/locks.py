@@ -38,7 +38,7 @@ class Server:
     """What the dialects of database servers have in common."""
 
     locks = True
-    pace: Mapping[str, int] = {"batch": 1000, "lanes": 2}
+    pace: Mapping[str, int] = {"batch": 2000, "lanes": 2}
 
     def writing(self, engine: AsyncEngine) -> AsyncEngine:
         """Return the engine as it is."""

@@ -76,13 +76,6 @@ class Naming(Publisher, Protocol):
 
 
 @runtime_checkable
-class Batching(Publisher, Protocol):
-    """A publisher for which relays claim more rows at once than their database asks for."""
-
-    batch: int
-
-
-@runtime_checkable
 class Pingable(Publisher, Protocol):
     """A publisher that can also say whether its broker is in reach; `/readyz` asks it."""
 
