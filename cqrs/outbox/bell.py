@@ -88,16 +88,15 @@ class Bell:
                 return
 
     async def _ring_on(self) -> None:
+        # Two statements, which are one transaction, and without parameters: drivers prepare no such string, and what is
+        # not prepared passes every pooler. Nothing of it has to reach the disk.
+        ring = f"SET LOCAL synchronous_commit = off; NOTIFY {self._channel}, '{self._own}'"
         async with _driver(self._engine) as driver:
             while True:
                 await self._rung.wait()
-                # In one string, and without parameters: what is not prepared passes every pooler. Nothing of it has to
-                # reach the disk.
                 self._rung.clear()
                 try:
-                    await driver.execute(
-                        f"BEGIN; SET LOCAL synchronous_commit = off; NOTIFY {self._channel}, '{self._own}'; COMMIT"
-                    )
+                    await driver.execute(ring)
                 except BaseException:
                     self._rung.set()
                     raise
