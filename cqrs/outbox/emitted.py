@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ class Emitted:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._ids: dict[str, None] = {}
+        self._ids: OrderedDict[str, None] = OrderedDict()  # in a dict the first one is found past all that have gone
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -39,7 +40,7 @@ class Emitted:
         for envelope in envelopes:
             self._ids[envelope.message_id] = None
         while len(self._ids) > REMEMBERED:
-            del self._ids[next(iter(self._ids))]
+            self._ids.popitem(last=False)
 
     async def drain(self, timeout: float, settled: asyncio.Event) -> None:
         """Wait until all of them have ended, and look again when the relay has settled something."""
