@@ -43,15 +43,12 @@ class Handover:
         await asyncio.gather(*(hand_over(*share) for share in shares))
         return outcomes
 
-    def _shares(self, envelopes: Sequence[Envelope]) -> list[tuple[Publisher, Sequence[int]]]:
+    def _shares(self, envelopes: Sequence[Envelope]) -> list[tuple[Publisher, list[int]]]:
         """Return where among the envelopes stands what goes to each publisher."""
-        wanted = {envelope.destination for envelope in envelopes}
-        served = [(publisher, served & wanted) for publisher, served in _served(self.publishers) if served & wanted]
-        if len(served) == 1 and served[0][1] == wanted:
-            return [(served[0][0], range(len(envelopes)))]
         return [
-            (publisher, [place for place, each in enumerate(envelopes) if each.destination in destinations])
-            for publisher, destinations in served
+            (publisher, places)
+            for publisher, destinations in _served(self.publishers)
+            if (places := [place for place, each in enumerate(envelopes) if each.destination in destinations])
         ]
 
     async def _outcomes(
