@@ -1,5 +1,7 @@
 import asyncio
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -40,6 +42,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow ones, so that no process is left with a long one when the others have nothing to do."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+class LostTasks(logging.Handler):
+    """Keeps what asyncio says of tasks whose exception nobody asked for, at whatever moment they are collected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("Task exception was never retrieved"):
+            self.told.append(record.getMessage())
+
+
+lost_tasks = LostTasks()
+logging.getLogger("asyncio").addHandler(lost_tasks)
+
+
+@pytest.fixture(autouse=True)
+def no_exception_is_lost() -> Iterator[None]:
+    """Fail where an earlier test, or this one, left a task with an exception behind."""
+    yield
+    told, lost_tasks.told = lost_tasks.told, []
+    assert not told, "\n".join(told)
 
 
 def pytest_sessionfinish() -> None:

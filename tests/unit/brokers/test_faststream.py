@@ -77,7 +77,7 @@ async def test_a_kafka_broker_under_test_is_published_through():
     async def note(body: dict[str, str], message: KafkaMessage) -> None:
         seen.append((body, message.headers["ce_id"], message.correlation_id, message.raw_message.key))
 
-    async with TestKafkaBroker(broker):
+    async with TestKafkaBroker(broker, connect_only=False):
         publisher = adapted(broker)
         await publisher.open()
         sent = cqrs.Envelope("1", "broker", "orders", "a", "Happened", headers_text(HEADERS), b'{"name":"tea"}')
@@ -94,7 +94,7 @@ async def test_a_rabbit_broker_under_test_is_published_through():
     async def note(body: dict[str, str], message: RabbitMessage) -> None:
         seen.append((body, message.message_id, message.headers["ce_partitionkey"]))
 
-    async with TestRabbitBroker(broker):
+    async with TestRabbitBroker(broker, connect_only=False):
         publisher = adapted(broker)
         await publisher.open()
         sent = cqrs.Envelope("1", "broker", "orders", "a", "Happened", headers_text(HEADERS), b'{"name":"tea"}')
