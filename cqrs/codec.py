@@ -26,6 +26,8 @@ ID_LIMIT = KEY_LIMIT = 255
 HANDLER_LIMIT = 191
 TOPIC_LIMIT = 249
 """How many characters of a key, of a handler's name and of a topic fit into the tables."""
+KEYS = str, UUID, int
+"""What a key may be."""
 FAULTS_TOLD = 5
 """How many of a body's faults an error names."""
 BROKER = "broker"
@@ -125,11 +127,13 @@ def key_text(value: object, event: str) -> str | None:
     """
     if value is None:
         return None
-    if not isinstance(value, str | UUID | int) or isinstance(value, bool):
+    if not isinstance(value, KEYS) or isinstance(value, bool):
         raise EncodingError(f"The key of {event} is a {type(value).__name__}. A key is a str, a UUID or an int.")
     text = str(value)
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise EncodingError(f"The key of {event} holds half a surrogate pair, which is no text. Remove it.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise EncodingError(f"The key of {event} holds half a surrogate pair, which is no text. Remove it.") from None
     if "\0" in text:
         raise EncodingError(f"The key of {event} holds a NUL character, which databases refuse. Remove it.")
     if text.endswith(" "):
@@ -174,7 +178,7 @@ class Codec:
         Raises `EncodingError` naming the field that cannot be written, or not be read back as it was.
         """
         try:
-            payload = self._adapter.dump_json(event, by_alias=True, round_trip=True)
+            payload = self._adapter.serializer.to_json(event, by_alias=True, round_trip=True)
         except (PydanticSerializationError, UnicodeEncodeError) as error:
             name = self.event.__qualname__
             field = self._culprit(event)
@@ -183,7 +187,7 @@ class Codec:
                 f"{place} cannot be written as JSON: {error}. Give it a type that pydantic serialises."
             ) from error
         try:
-            self._adapter.validate_json(payload)
+            self._adapter.validator.validate_json(payload)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             field = _field(first)
@@ -194,7 +198,7 @@ class Codec:
     def decode(self, payload: bytes) -> Any:
         """Return the event of a JSON body. Raises `DecodingError` with the reason."""
         try:
-            return self._adapter.validate_json(payload)
+            return self._adapter.validator.validate_json(payload)
         except pydantic.ValidationError as error:
             raise DecodingError(f"The body cannot be read back as {self.event.__qualname__}: {_told(error)}") from None
         except ValueError as error:

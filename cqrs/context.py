@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 from uuid_utils import uuid7
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
     from cqrs.messages import Command, Query, Reply
-    from cqrs.plan import Plan
+    from cqrs.plan import Plan, Route
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Unit(Protocol):
         """Return the connection of the transaction, which begins now if it has not."""
         ...
 
-    def save(self, plan: Plan, event: Any, context: Context) -> str:
+    def save(self, plan: Plan, event: Any, route: Route | None, context: Context) -> str:
         """Encode a published or durable event, to be inserted right before COMMIT; returns the id that it has."""
         ...
 
@@ -86,14 +86,13 @@ class Application(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """A message's identity and its place in the story: ids as text, and the W3C trace headers that travel on."""
 
     message_id: str
     correlation_id: str
     causation_id: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     attempt: int = 1
 
     def caused(self) -> Trace:
@@ -180,10 +179,11 @@ class Context:
         plan = self.app.plans.get(type(event))
         if plan is None or plan.kind is not Kind.EVENT:
             plan = self._plan_of_unhandled(event)
-        saved = transaction_of(self).save(plan, event, self) if plan.codec and plan.is_saved(event) else None
+        route = plan.route(event)
+        saved = transaction_of(self).save(plan, event, route, self) if route is not None or plan.durable else None
         if self.app.heard is not None:
             self.app.heard(event, self, saved)
-        if saved is not None and plan.route(event) is not None:
+        if route is not None:
             return
         if plan.local or plan.concurrent:
             if self.queue is None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
     from cqrs.context import Call
-    from cqrs.plan import Plan
+    from cqrs.plan import Plan, Route
     from cqrs.registry import Middleware
     from cqrs.signature import Handler
 
@@ -147,8 +147,8 @@ class _Apart(Unit):
     def already_taken(self) -> bool:
         return False
 
-    def save(self, plan: Plan, event: Any, context: Context) -> str:
-        return transaction_of(self._context).save(plan, event, context)
+    def save(self, plan: Plan, event: Any, route: Route | None, context: Context) -> str:
+        return transaction_of(self._context).save(plan, event, route, context)
 
     def doom(self, message: Any) -> None:
         transaction_of(self._context).doom(message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cqrs.codec import TOPIC_LIMIT, Codec
 from cqrs.errors import EncodingError, Problem
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from cqrs.sources import Injector
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Where one published event goes."""
 
     name: str
@@ -71,9 +70,10 @@ class Plan:
             return Route(event.event_name, event.topic, event.key)
         return None
 
-    def is_saved(self, event: Any) -> bool:
-        """Whether emitting this event writes to the outbox."""
-        return self.route(event) is not None or len(self.handlers) > len(self.local) + len(self.concurrent)
+    @property
+    def durable(self) -> bool:
+        """Whether there are handlers that wait in the outbox, also for an event that is not published."""
+        return len(self.handlers) > len(self.local) + len(self.concurrent)
 
 
 @dataclass(frozen=True, slots=True)

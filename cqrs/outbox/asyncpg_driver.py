@@ -156,13 +156,20 @@ def executed(name: str, parameters: Sequence[Value]) -> str:
 
 
 def _literal(value: Value) -> str:
-    """Return a value as SQL: a text by its bytes in hexadecimal, so that nothing in it can end the literal."""
+    """Return a value as SQL; a text in which something could end the literal goes by its bytes in hexadecimal."""
     match value:
         case None:
             return "NULL"
         case bytes():
             return rf"'\x{value.hex()}'"
+        case str() if _is_plain(value):
+            return f"'{value}'"
         case str():
             return rf"convert_from('\x{value.encode().hex()}','UTF8')"
         case _:
             return repr(value)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text means itself between quotes, in every encoding of client and server."""
+    return text.isascii() and "'" not in text and "\\" not in text and "\0" not in text

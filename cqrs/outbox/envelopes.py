@@ -11,15 +11,16 @@ from cqrs.errors import EncodingError
 
 if TYPE_CHECKING:
     from cqrs.context import Context
-    from cqrs.plan import Plan
+    from cqrs.plan import Plan, Route
 
 
-def envelopes_of(plan: Plan, event: Any, context: Context, *, source: str, publishes: bool) -> list[Envelope]:
+def envelopes_of(
+    plan: Plan, event: Any, route: Route | None, context: Context, *, source: str, publishes: bool
+) -> list[Envelope]:
     """Return the envelopes of an event, encoded now; a notification is told its id.
 
     Raises `EncodingError` where it cannot be encoded, has a key that cannot be used, or would reach nobody.
     """
-    route = plan.route(event)
     destinations = [handler.name for handler in plan.handlers if handler.durable or (route and not publishes)]
     if route and publishes:
         destinations = [BROKER]
@@ -32,7 +33,7 @@ def envelopes_of(plan: Plan, event: Any, context: Context, *, source: str, publi
     trace = trace_of(context).caused()
     if plan.notification:
         event.event_id = UUID(trace.message_id)
-    assert plan.codec is not None  # noqa: S101 - is_saved() implies one
+    assert plan.codec is not None  # noqa: S101 - what is saved has one
     payload = plan.codec.encode(event)
     headers = headers_text(saved_headers(trace, source))
     text = key_text(key, plan.name)

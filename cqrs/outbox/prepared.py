@@ -27,7 +27,7 @@ class Prepared:
     def parameters(self, values: Mapping[str, Any]) -> Any:
         """Return what the driver wants: in places, or by name."""
         named = {**self._fixed, **values}
-        return named if self._order is None else tuple([named[name] for name in self._order])
+        return named if self._order is None else tuple(map(named.__getitem__, self._order))
 
 
 def run_for_each(connection: Connection, statement: str, rows: Sequence[Any]) -> None:

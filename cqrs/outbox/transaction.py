@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cqrs.context import Context
     from cqrs.outbox.series import Series
     from cqrs.outbox.store import Store
-    from cqrs.plan import Plan
+    from cqrs.plan import Plan, Route
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +115,9 @@ class Transaction:
         self.begun(self._own)
         return self._own
 
-    def save(self, plan: Plan, event: Any, context: Context) -> str:
+    def save(self, plan: Plan, event: Any, route: Route | None, context: Context) -> str:
         """Encode an event for each of its destinations; the rows are inserted right before COMMIT. Returns its id."""
-        envelopes = envelopes_of(plan, event, context, source=self._source, publishes=self._publishes)
+        envelopes = envelopes_of(plan, event, route, context, source=self._source, publishes=self._publishes)
         self._envelopes.extend(envelopes)
         return envelopes[0].message_id
 

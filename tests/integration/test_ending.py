@@ -59,6 +59,14 @@ async def test_what_was_emitted_is_saved(app: cqrs.Mediator, database: str, even
     assert await run_sql(database, "SELECT DISTINCT message_key FROM cqrs_outbox") == ["Żofia's \\ 🐘"]
 
 
+@pytest.mark.parametrize(
+    "key", ["it's", "\\", "\\'", "two\nlines", "$1 :name %s ?", "'); DROP TABLE names; --", "\x7f", "\xa0."]
+)
+async def test_a_key_may_have_any_characters(app: cqrs.Mediator, database: str, key: str):
+    await app.send(Write(name=key))
+    assert await run_sql(database, "SELECT message_key FROM cqrs_outbox") == [key]
+
+
 async def test_what_was_emitted_is_what_handlers_get(registry: cqrs.Registry, app: cqrs.Mediator):
     await app.send(Write(name="tea"))
     (row,) = await app.outbox.find()

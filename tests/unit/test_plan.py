@@ -309,13 +309,12 @@ def test_one_name_for_handlers_of_different_messages_is_refused_too(registry: cq
 def test_an_event_that_nobody_handles_goes_nowhere():
     plan = event_plan(OrderPlaced, None)
     event = OrderPlaced(order_id="o1")
-    assert (plan.is_saved(event), plan.handlers, plan.route(event)) == (False, (), None)
+    assert (plan.durable, plan.handlers, plan.route(event)) == (False, (), None)
 
 
 def test_a_published_event_is_saved_under_its_name_topic_and_key():
     plan = event_plan(OrderPlaced, Publication(OrderPlaced, "order.placed", "orders", "order_id"))
     event = OrderPlaced(order_id="o1")
-    assert plan.is_saved(event)
     assert plan.route(event) == Route("order.placed", "orders", "o1")
     assert plan.name == "order.placed"
 
@@ -334,7 +333,7 @@ def test_an_event_with_a_durable_and_a_plain_handler_is_both_saved_and_local(reg
 
     plan = cqrs.bootstrap(registry=registry, database=database).plans[OrderPlaced]
     event = OrderPlaced(order_id="o1")
-    assert (plan.is_saved(event), plan.route(event)) == (True, None)
+    assert (plan.durable, plan.route(event)) == (True, None)
     assert [found.name for found in plan.local] == [name(plain)]
 
 
@@ -350,7 +349,6 @@ def test_an_event_with_durable_handlers_only_is_not_local(registry: cqrs.Registr
 def test_a_notification_is_published_where_it_has_a_topic(topic: str):
     plan = event_plan(cqrs.NotificationEvent[UserCreated], None)
     event = cqrs.NotificationEvent[UserCreated](payload=UserCreated(user_id="u1"), topic=topic, key="u1")
-    assert plan.is_saved(event) is bool(topic)
     assert plan.route(event) == (Route("UserCreated", "users", "u1") if topic else None)
 
 
