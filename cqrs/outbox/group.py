@@ -9,7 +9,8 @@ from sqlalchemy.util import greenlet_spawn
 
 from cqrs.codec import Envelope
 from cqrs.errors import TransactionMisuse
-from cqrs.outbox.transaction import AlreadyTaken, Transaction, shielded
+from cqrs.outbox.shielding import shielded
+from cqrs.outbox.transaction import AlreadyTaken, Transaction
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.util import greenlet_spawn
 
-from cqrs.outbox.transaction import shielded
+from cqrs.outbox.shielding import shielded
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy.exc import DBAPIError
@@ -15,6 +12,7 @@ from cqrs.errors import CommitUnknown, TransactionMisuse
 from cqrs.outbox.envelopes import envelopes_of
 from cqrs.outbox.faults import UNSEEN, check_fault, forget_fault, has_fault, misuse, rolled_back
 from cqrs.outbox.handed import UNIT, HandlerConnection
+from cqrs.outbox.shielding import shielded
 from cqrs.running import innermost
 
 if TYPE_CHECKING:
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
     from cqrs.outbox.series import Series
     from cqrs.outbox.store import Store
     from cqrs.plan import Plan, Route
-
-log = logging.getLogger(__name__)
-
 
 ENDED = (
     "A handler ended the transaction past its session or connection. What it had done is saved or gone as it chose, "
@@ -289,17 +284,3 @@ def _tell_what_became_of_it(error: DBAPIError) -> None:
 def _has_changes(session: AsyncSession) -> bool:
     """Whether there is anything to flush; asking costs less than flushing nothing."""
     return bool(session.new or session.dirty or session.deleted)
-
-
-async def shielded(ending: Any) -> None:
-    """Finish a COMMIT or ROLLBACK although the task is cancelled meanwhile; the cancellation goes on afterwards."""
-    task = asyncio.ensure_future(ending)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait({task})
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.exception("The end of a cancelled command's transaction failed.", exc_info=error)
-        raise
