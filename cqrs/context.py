@@ -179,8 +179,11 @@ class Context:
         plan = self.app.plans.get(type(event))
         if plan is None or plan.kind is not Kind.EVENT:
             plan = self._plan_of_unhandled(event)
-        route = plan.route(event)
-        saved = transaction_of(self).save(plan, event, route, self) if route is not None or plan.durable else None
+        route = saved = None
+        if plan.codec is not None:
+            route = plan.route(event)
+            if route is not None or plan.durable:
+                saved = transaction_of(self).save(plan, event, route, self)
         if self.app.heard is not None:
             self.app.heard(event, self, saved)
         if route is not None:
