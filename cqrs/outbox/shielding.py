@@ -30,15 +30,15 @@ def shielded(ending: Coroutine[Any, Any, Result]) -> Generator[Any, Any, Result]
         while True:
             yield from shield.over(ending.send(None))
     except StopIteration as end:
-        if shield.holds_back:
-            raise asyncio.CancelledError from None
+        if shield.cancellation is not None:
+            raise shield.cancellation from None
         result: Result = end.value
         return result
     except Exception as error:
-        if not shield.holds_back:
+        if shield.cancellation is None:
             raise
         log.exception("The end of a cancelled command's transaction failed.", exc_info=error)
-        raise asyncio.CancelledError from None
+        raise shield.cancellation from None
 
 
 class _Shield:
@@ -50,22 +50,22 @@ class _Shield:
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self._task = task
         self._before = task.cancelling()
-        self._was_hit = False
+        self._blow: asyncio.CancelledError | None = None
         self._future: asyncio.Future[Any]
         self._asyncio_future_blocking = False
 
     @property
-    def holds_back(self) -> bool:
-        """Whether the task was cancelled meanwhile, by somebody who has not taken that back."""
-        return self._was_hit and self._task.cancelling() > self._before
+    def cancellation(self) -> asyncio.CancelledError | None:
+        """What the task was cancelled with meanwhile, unless that was taken back."""
+        return self._blow if self._task.cancelling() > self._before else None
 
     def over(self, future: asyncio.Future[Any] | None) -> Generator[Any, Any, None]:
         """Wait for a future, or for a turn of the loop; how the future ends is told to who asked for it."""
         if future is None:
             try:
                 yield
-            except asyncio.CancelledError:
-                self._was_hit = True
+            except asyncio.CancelledError as error:
+                self._blow = error
             return
         self._future = future
         self._asyncio_future_blocking = True
@@ -84,7 +84,7 @@ class _Shield:
         """Call when the future is done."""
         self._future.add_done_callback(call, context=context)
 
-    def cancel(self, msg: object = None) -> bool:  # noqa: ARG002 - as futures have it
-        """Take the blow."""
-        self._was_hit = True
+    def cancel(self, msg: object = None) -> bool:
+        """Take the blow, with the message by which anyio knows its own."""
+        self._blow = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
         return True

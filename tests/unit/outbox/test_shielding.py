@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import anyio
 import pytest
 
 from cqrs.outbox.shielding import shielded
@@ -63,10 +64,7 @@ async def test_a_cancellation_waits_for_the_end(ending: Ending, cancellations: i
         task.cancel()
         await turns()
     assert not task.done()
-    ending.future.set_result("done")
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert ending.is_done
+    await ends_and_is_cancelled(task, ending)
     assert task.cancelled()
 
 
@@ -128,6 +126,24 @@ async def test_the_ending_hears_that_what_it_waits_for_was_cancelled_by_others(e
     assert await task == "told"
 
 
+async def test_the_cancellation_keeps_its_message(ending: Ending):
+    task = await begun(work_of(ending))
+    task.cancel("for a reason")
+    ending.future.set_result("done")
+    with pytest.raises(asyncio.CancelledError, match="for a reason"):
+        await task
+
+
+async def test_a_scope_of_anyio_around_it_ends_when_it_has_ended(ending: Ending):
+    asyncio.get_running_loop().call_later(0.02, ending.future.set_result, "done")
+    with anyio.move_on_after(0.001) as scope:
+        await shielded(ending())
+        pytest.fail("the cancellation was lost")
+    assert scope.cancelled_caught
+    assert ending.is_done
+    await asyncio.sleep(0)
+
+
 async def test_a_timeout_around_it_strikes_when_it_has_ended(ending: Ending):
     asyncio.get_running_loop().call_later(0.02, ending.future.set_result, "done")
     with pytest.raises(TimeoutError):
@@ -166,6 +182,10 @@ async def test_one_within_another_ends_first(ending: Ending):
     task.cancel()
     await turns()
     assert not task.done()
+    await ends_and_is_cancelled(task, ending)
+
+
+async def ends_and_is_cancelled(task: asyncio.Task[Any], ending: Ending) -> None:
     ending.future.set_result("done")
     with pytest.raises(asyncio.CancelledError):
         await task
