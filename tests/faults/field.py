@@ -177,6 +177,13 @@ class Field:
             assert monotonic() < end, f"nothing takes effect; see {self.setting.folder}"
             await asyncio.sleep(0.1)
 
+    async def until_nothing_is_parked(self) -> None:
+        """Wait until relays call no handler: a process that is stopped within one holds its transaction open."""
+        end = monotonic() + TIME_TO_DRAIN
+        while await self._count(sa.table("cqrs_parked")):
+            assert monotonic() < end, f"something stays parked; see {self.setting.folder}"
+            await asyncio.sleep(0.05)
+
     async def until_all_of_now_took_effect(self) -> float:
         """Wait until all that is committed now has taken effect; returns the seconds that it took."""
         began = monotonic()
@@ -328,7 +335,7 @@ class Field:
                 return
             await asyncio.sleep(0.2)
 
-    async def _count(self, table: sa.Table) -> int:
+    async def _count(self, table: sa.TableClause) -> int:
         async with self._engine.connect() as connection:
             return (await connection.execute(sa.select(sa.func.count()).select_from(table))).scalar_one()
 

@@ -19,6 +19,7 @@ WITH_SERVERS = [pytest.param(name, marks=pytest.mark.services) for name in ("pos
 async def test_a_zombie_is_replaced_and_does_no_harm_when_it_wakes(place: Place):
     async with field(*place, wishes=Wishes(relays=2)) as found:
         await found.until_busy()
+        await found.until_nothing_is_parked()
         zombie, _ = found.relays
         zombie.stop()
         found.allow(relays=1)
