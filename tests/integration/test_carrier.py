@@ -202,7 +202,7 @@ async def test_a_slot_that_is_dropped_meanwhile_is_reported(
 ):
     monkeypatch.setattr(storage, "HOUSEKEEPING", 0.01)
     async with shop.app("log"):
-        assert not [record for record in caplog.records if record.name.startswith("cqrs") and record.levelno >= logging.ERROR]
+        assert not [each for each in caplog.records if each.name.startswith("cqrs") and each.levelno >= logging.ERROR]
         await shop.drop_slot()
         await until(lambda: "there is no replication slot in this database" in caplog.text)
 
