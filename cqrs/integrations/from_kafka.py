@@ -116,9 +116,9 @@ async def _hang_up(consumer: Any) -> None:
     owners = (consumer._coordinator, consumer._fetcher)  # noqa: SLF001 - aiokafka has no other name for them
     names = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_fetch_task")
     tasks = [getattr(owner, name, None) for owner in owners for name in names]
-    tasks += getattr(consumer._fetcher, "_pending_tasks", ())  # noqa: SLF001
+    tasks += getattr(consumer._fetcher, "_pending_tasks", ())  # noqa: SLF001 - as above
     await all_ended([task for task in tasks if task is not None])
-    await let_end(consumer._client.close)  # noqa: SLF001
+    await let_end(consumer._client.close)  # noqa: SLF001 - as above
 
 
 async def _unparsed(records: Any, parse: Callable[[Any], Any]) -> Any:

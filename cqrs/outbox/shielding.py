@@ -34,10 +34,10 @@ def shielded(ending: Coroutine[Any, Any, Result]) -> Generator[Any, Any, Result]
             raise shield.cancellation from None
         result: Result = end.value
         return result
-    except Exception as error:
+    except Exception:
         if shield.cancellation is None:
             raise
-        log.exception("The end of a cancelled command's transaction failed.", exc_info=error)
+        log.exception("The end of a cancelled command's transaction failed.")
         raise shield.cancellation from None
 
 

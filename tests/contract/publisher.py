@@ -178,7 +178,7 @@ class BrokerContract(PublisherContract):
         bench.proxy.stall()
         begun = time.monotonic()
         outcomes = await bench.publisher.publish([letter("1", "a"), letter("2", "a"), letter("3", "b")])
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < bench.timeout + 1
         assert shape(outcomes) == ["unavailable", "not sent", "unavailable"]
 
     async def test_what_hung_overtakes_nothing_when_it_gets_through(self, bench: BrokerBench):
@@ -255,7 +255,7 @@ class BrokerContract(PublisherContract):
         await asyncio.sleep(0.1)
         begun = time.monotonic()
         await bench.publisher.close()
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < 3 * bench.timeout
         assert shape(await publishing) in (["unavailable", "not sent", "not sent"], ["not sent"] * 3)
 
 

@@ -45,7 +45,7 @@ async def test_a_database_that_hangs_or_is_gone_is_told_in_time_and_so_is_its_re
         proxy.stall()
         began = time.monotonic()
         hung = await examine(app, timeout=1.0)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 2
         assert failed(hung) == ["database", "schema", "lag"]
         assert hung.checks["database"].reason == "no answer within 1 s"
         proxy.resume()

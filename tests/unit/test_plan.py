@@ -315,7 +315,7 @@ def test_an_event_that_nobody_handles_goes_nowhere():
 def test_a_published_event_is_saved_under_its_name_topic_and_key():
     plan = event_plan(OrderPlaced, Publication(OrderPlaced, "order.placed", "orders", "order_id"))
     event = OrderPlaced(order_id="o1")
-    assert plan.route(event) == Route("order.placed", "orders", "o1")
+    assert (plan.durable, plan.route(event)) == (False, Route("order.placed", "orders", "o1"))
     assert plan.name == "order.placed"
 
 
@@ -349,6 +349,7 @@ def test_an_event_with_durable_handlers_only_is_not_local(registry: cqrs.Registr
 def test_a_notification_is_published_where_it_has_a_topic(topic: str):
     plan = event_plan(cqrs.NotificationEvent[UserCreated], None)
     event = cqrs.NotificationEvent[UserCreated](payload=UserCreated(user_id="u1"), topic=topic, key="u1")
+    assert not plan.durable
     assert plan.route(event) == (Route("UserCreated", "users", "u1") if topic else None)
 
 

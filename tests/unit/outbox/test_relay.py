@@ -640,7 +640,7 @@ async def test_a_lane_that_works_again_but_has_no_work_says_so(store: FakeStore,
     store.faults += [Lost("connection is closed")]
     async with relaying(make_relay(store, {"handler": FakePublisher()})):
         await until(lambda: store.claims == 2)
-        await until(lambda: "The relay works again after 1 faults." in caplog.messages)
+        await until(lambda: "The relay works again after 1 faults." in caplog.messages, 1.0)
 
 
 async def test_a_fault_after_a_recovery_is_told_again(store: FakeStore, caplog: pytest.LogCaptureFixture):

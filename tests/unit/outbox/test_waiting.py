@@ -29,7 +29,7 @@ async def test_an_end_that_hangs_in_its_clean_up_too_is_left_to_itself():
 
     began = monotonic()
     await within(0.01, end)
-    assert monotonic() - began < 20.0
+    assert monotonic() - began < 2.0
     await asyncio.sleep(0)
     assert going_on
     released.set()
